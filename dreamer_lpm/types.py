@@ -1,0 +1,38 @@
+"""Inert data that crosses borders between the packages, and the one shape legend.
+
+Shape legend, used in every docstring and assertion:
+
+====  =====================================================
+B     batch: sequences in a replay sample
+T     time: steps of a sequence
+H     horizon: imagined steps
+N     environments stepped side by side
+A     action size (dimensions of a Box, number of choices)
+D     size of the recurrent state ``deter``
+F     size of a feature: ``deter`` and flattened ``stoch``
+E     size of an image embedding
+====  =====================================================
+
+Nothing here imports torch at run time, so torch-free packages may use it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+class UserError(ValueError):
+    """A mistake the user can mend. Its message is one sentence that names the fix; the command line prints it alone."""
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """What the actor must produce: ``size`` numbers in [-1, 1], or a one-hot choice among ``size``."""
+
+    kind: Literal["continuous", "discrete"]
+    size: int
+
+    @property
+    def is_discrete(self) -> bool:
+        return self.kind == "discrete"

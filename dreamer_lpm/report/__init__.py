@@ -1,0 +1,1 @@
+"""What a run leaves behind: metrics, progress on screen, videos, curves, a summary. No torch here."""

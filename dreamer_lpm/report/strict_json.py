@@ -1,0 +1,47 @@
+"""JSON that every parser reads: no ``NaN``, no ``Infinity``, numpy welcome."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def plain(value: Any) -> Any:
+    """``value`` in Python's own types. NaN and the infinities become ``None`` (JSON ``null``), at any depth.
+
+    Raises TypeError for what has no place in JSON, arrays on a device included.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | Sequence):
+        return [plain(item) for item in value]
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON: give a number, text, a list or a mapping")
+
+
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """One JSON text of ``plain(value)``, keys in the order given."""
+    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Put ``text`` at ``path``: readers and crashes meet the old file or the new one, never half of one."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

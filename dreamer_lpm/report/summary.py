@@ -1,0 +1,74 @@
+"""The last word of a run: ``summary.json``, and what it takes to repeat the run (versions, revision of the source)."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import dreamer_lpm
+from dreamer_lpm.report.strict_json import dumps, write_atomically
+
+SUMMARY_FILE = "summary.json"
+
+# What a result can depend on.
+PACKAGES = (
+    "torch",
+    "numpy",
+    "gymnasium",
+    "pygame-ce",
+    "opencv-python-headless",
+    "scikit-image",
+    "imageio-ffmpeg",
+    "matplotlib",
+    "tensorboard",
+    "wandb",
+)
+
+
+def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> Path:
+    """Write ``run_dir/summary.json`` in one piece and return its path. NaN and the infinities become ``null``."""
+    path = Path(run_dir) / SUMMARY_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, dumps(summary, indent=2) + "\n")
+    return path
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the platform, this package and those installed packages that a result can depend on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    found["dreamer-lpm"] = dreamer_lpm.__version__
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # an extra that is not installed played no part
+    return found
+
+
+def git_revision(package: Path = Path(dreamer_lpm.__file__).parent) -> str | None:
+    """Commit of the checkout that ``package`` (a folder) lies at the top of, with "+dirty" if its files differ.
+
+    None for an installed copy, even one whose virtual environment lies inside some other project's checkout, and where
+    git is missing or refuses.
+    """
+    root = _git(package, "rev-parse", "--show-toplevel")
+    if root is None or Path(root).resolve() != package.resolve().parent:
+        return None
+    commit = _git(package, "rev-parse", "HEAD")
+    changes = _git(package, "status", "--porcelain", "--", ".")
+    if commit is None:
+        return None
+    return f"{commit}+dirty" if changes else commit
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

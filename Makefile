@@ -1,0 +1,72 @@
+# `make help` lists what there is. Everything is installed into a virtual environment; nothing outside this folder changes.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Passed to `pip install`. A CPU-only torch on Linux, which saves gigabytes:
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+# Passed to train_lpm.py, after the demo's own options.
+ARGS ?=
+# Passed to pytest, e.g. PYTEST_ARGS="-n 2 tests/noisy_tv".
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+# A stamp is newer than pyproject.toml once that extra is installed.
+BASE := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test slow lint install dev clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(BASE) ## install, then learn the pixel Pendulum in front of a Noisy TV (10,000 steps)
+	$(BIN)/python3 train_lpm.py --steps 10000 --noisy-tv $(ARGS)
+
+test: $(DEV) ## install, then run the tests
+	$(BIN)/python3 -m pytest $(PYTEST_ARGS)
+
+# pytest leaves with 5 when it found no test, which is no failure here.
+slow: $(DEV) ## install, then run the tests that take minutes
+	$(BIN)/python3 -m pytest -m slow $(PYTEST_ARGS) || [ $$? -eq 5 ]
+
+lint: $(DEV) ## style, format, types and the import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+install: $(BASE) ## only install
+dev: $(DEV) ## only install, with the tools for developers
+
+clean: ## remove the virtual environment and the caches (runs, videos and data stay)
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+define CHECK_PYTHON
+import sys
+if sys.version_info < (3, 11):
+    sys.exit("Dreamer-LPM needs Python 3.11 or newer, and this is %d.%d: install a newer one and name it, "
+             "e.g. make demo PYTHON=python3.12" % sys.version_info[:2])
+try:
+    import ensurepip, venv
+except ImportError:
+    sys.exit("This Python has no venv module: install it (Debian and Ubuntu: sudo apt install python3-venv) and try again")
+endef
+export CHECK_PYTHON
+
+# A new environment each time pyproject.toml changes would cost minutes, so an old one is brought up to date instead.
+$(BIN)/pip:
+	@command -v $(PYTHON) > /dev/null || { echo "No $(PYTHON) here: install Python 3.11 or newer, or name yours with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c "$$CHECK_PYTHON"
+	$(PYTHON) -m venv $(VENV)
+
+$(BASE): pyproject.toml | $(BIN)/pip
+	$(BIN)/python3 -m pip install $(PIP_ARGS) -e .
+	@touch $@
+
+$(DEV): pyproject.toml | $(BIN)/pip
+	$(BIN)/python3 -m pip install $(PIP_ARGS) -e '.[dev]'
+	@touch $(BASE) $@

@@ -1,0 +1,89 @@
+"""``make_env``: from an id to the env that the agent sees."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium as gym
+
+from dreamer_lpm.envs.wrappers import ActionRepeat, Picture, UnitActions, ZeroBased, action_spec
+from dreamer_lpm.noisy_tv import ImageSource, TVSpec, add_tv
+from dreamer_lpm.types import UserError
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Which env, and how the agent meets it.
+
+    Attributes:
+        id: a registered id; its start picks the suite (``SUITES``).
+        size: height and width of the observation in pixels.
+        action_repeat: env steps per action; None = the suite's known default (Pendulum 2, because it moves little in
+            one step of 0.05 s and its picture is costly; every other env 1).
+        time_limit: env steps until truncation; None = the registered limit.
+        tv: the Noisy TV in front of the env; None = no TV.
+
+    Raises:
+        UserError: if a number is below 1.
+    """
+
+    id: str = "Pendulum-v1"
+    size: int = 64
+    action_repeat: int | None = None
+    time_limit: int | None = None
+    tv: TVSpec | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("size", "action_repeat", "time_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name.replace('_', ' ')} must be at least 1, not {value}.")
+
+
+class Suite(Protocol):
+    """What a module in ``suites/`` offers as ``SUITE``."""
+
+    def default_action_repeat(self, env_id: str) -> int: ...
+
+    def make(self, env_id: str, time_limit: int | None) -> gym.Env[Any, Any]:
+        """An env with its own spaces, an ``rgb_array`` picture and its time limit. Raises UserError."""
+
+
+# Start of an id -> module with a SUITE; the longest start that fits wins. Imported only when asked for.
+SUITES = {
+    "": "dreamer_lpm.envs.suites.gymnasium",
+}
+
+
+def make_env(cfg: EnvConfig, *, images: ImageSource | None = None) -> gym.Env[Any, Any]:
+    """The env that the agent sees.
+
+    Observations are (size, size, 3) uint8. Actions are Box(-1, 1, (A,), float32), where -1 and +1 are the env's true
+    low and high, or Discrete(n). ``info["env_steps"]`` counts the env steps behind each step, ``info["tv_on"]`` is
+    there if a TV is. ``reset(seed=s)`` determines the whole episode, the TV's pictures included.
+
+    Args:
+        cfg: see there.
+        images: where the TV takes its pictures; unused without a TV.
+
+    Raises:
+        UserError: unknown id, package not installed, no picture, or an action space that is not supported.
+    """
+    suite = _suite(cfg.id)
+    env = suite.make(cfg.id, cfg.time_limit)
+    action_spec(env)  # complain about the env's own action space, before a wrapper changes it
+    env = ActionRepeat(env, cfg.action_repeat or suite.default_action_repeat(cfg.id))
+    env = Picture(env, cfg.size)
+    if cfg.tv is not None:
+        env = add_tv(env, cfg.tv, images)
+    if isinstance(env.action_space, gym.spaces.Box):
+        return UnitActions(env)
+    return ZeroBased(env)
+
+
+def _suite(env_id: str) -> Suite:
+    start = max((start for start in SUITES if env_id.startswith(start)), key=len)
+    suite: Suite = importlib.import_module(SUITES[start]).SUITE
+    return suite

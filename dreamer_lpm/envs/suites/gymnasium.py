@@ -1,0 +1,110 @@
+"""Any id of Gymnasium's registry that has an ``rgb_array`` picture."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import warnings
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.error import DependencyNotInstalled
+
+from dreamer_lpm.envs.wrappers import env_name
+from dreamer_lpm.types import UserError
+
+# Start of an id -> the module that registers it when imported, and the package to install.
+REGISTERED_BY = {
+    "ALE/": ("ale_py", "ale-py"),
+    "MiniGrid-": ("minigrid", "minigrid"),
+    "BabyAI-": ("minigrid", "minigrid"),
+}
+# Start of an entry point -> the extra of Gymnasium that it needs.
+EXTRAS = {
+    "gymnasium.envs.box2d": "box2d",
+    "gymnasium.envs.mujoco": "mujoco",
+    "gymnasium.envs.classic_control": "classic-control",
+    "gymnasium.envs.toy_text": "toy-text",
+    "gymnasium.envs.phys2d": "jax",
+    "gymnasium.envs.tabular": "jax",
+}
+
+
+class GymnasiumSuite:
+    """Envs made by ``gymnasium.make``; ``module:Id-v0`` imports ``module`` first, as there."""
+
+    def default_action_repeat(self, env_id: str) -> int:
+        """Pendulum 2, every other env 1.
+
+        Pendulum moves little in its 0.05 s: with two steps per action a world model sees motion from frame to frame,
+        the episode of 200 steps is 100 decisions, and half as many pictures are drawn, which cost most of the time.
+        """
+        return 2 if env_id.startswith("Pendulum-") else 1
+
+    def make(self, env_id: str, time_limit: int | None) -> gym.Env[Any, Any]:
+        """The env with its own spaces and ``render_mode="rgb_array"``.
+
+        Args:
+            env_id: as registered; the version is part of it.
+            time_limit: steps until truncation, in place of the registered limit; None keeps that one.
+
+        Raises:
+            UserError: unknown id, package not installed, or no ``rgb_array`` picture.
+        """
+        # pygame reads it when its display starts; a training run never opens a window.
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        _register(env_id)
+        try:
+            env = _make(env_id, time_limit)
+        except (DependencyNotInstalled, ImportError) as error:
+            raise UserError(_missing_extra(env_id, error)) from error
+        if "rgb_array" not in env.metadata.get("render_modes", ()):
+            raise UserError(_no_picture(env_name(env)))
+        return env
+
+
+SUITE = GymnasiumSuite()
+
+
+def _register(env_id: str) -> None:
+    """Imports whatever registers ``env_id``; raises UserError if nothing does."""
+    module, _, name = env_id.rpartition(":")
+    fix = "install it, or start from the folder it is in"
+    for start, (registers, package) in REGISTERED_BY.items():
+        if not module and name.startswith(start):
+            module, fix = registers, f"run `pip install {package}`"
+    if module:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise UserError(f"{env_id} needs the Python module {error.name}: {fix}.") from error
+    if name not in gym.registry:
+        near = difflib.get_close_matches(name, gym.registry, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`gymnasium.pprint_registry()` lists the known ones."
+        raise UserError(f"There is no environment called {name}; {hint}")
+
+
+def _make(env_id: str, time_limit: int | None) -> gym.Env[Any, Any]:
+    with warnings.catch_warnings():
+        # Said once, and as an error, by the caller.
+        warnings.filterwarnings("ignore", message=".*is being initialised with render_mode")
+        try:
+            # Gymnasium's passive checker repeats on every step what `check_env` and `Envs` check already.
+            return gym.make(env_id, max_episode_steps=time_limit, disable_env_checker=True, render_mode="rgb_array")
+        except TypeError as error:
+            if "render_mode" not in str(error).partition("was raised from")[0]:
+                raise
+            raise UserError(_no_picture(env_id)) from error
+
+
+def _no_picture(name: str) -> str:
+    return f"{name} has no picture to learn from: it must offer render_mode='rgb_array'; choose another --env-name."
+
+
+def _missing_extra(env_id: str, error: Exception) -> str:
+    entry_point = str(gym.spec(env_id.rpartition(":")[2]).entry_point)
+    for start, extra in EXTRAS.items():
+        if entry_point.startswith(start):
+            return f'{env_id} needs a package that is not installed: run `pip install "gymnasium[{extra}]"`.'
+    return f"{env_id} needs a package that is not installed: {' '.join(str(error).split())}"

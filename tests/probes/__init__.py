@@ -1,0 +1,1 @@
+"""Envs with known answers, for tests of every part."""

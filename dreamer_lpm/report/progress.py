@@ -97,11 +97,12 @@ class Progress:
             count = f"last {len(self._returns)}" if len(self._returns) > 1 else "1 episode"
             figures.append(f"return {sum(self._returns) / len(self._returns):.1f} ({count})")
         if self._tv_share is not None:
-            figures.append(f"TV {self._tv_share:.0%}")
+            figures.append(f"TV share {self._tv_share:.0%}")
         speed = self._speed()
         if speed is not None:
             figures.append(f"{speed:,.0f} steps/s" if speed >= 10 else f"{speed:.1f} steps/s")
-            figures.append(f"{_duration((self._total - self._step) / speed)} left")
+            if self._step < self._total:
+                figures.append(f"{_duration((self._total - self._step) / speed)} left")
         if self._note:
             figures.append(self._note)
         return figures
@@ -116,8 +117,10 @@ class Progress:
         head.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         head.add_column(no_wrap=True, justify="right")
         head.add_row(Text(self._title, style="bold"), Text(f"{self._step:,} / {self._total:,} steps"))
-        bar = ProgressBar(total=max(self._total, 1), completed=self._step)
-        return Group(head, bar, Text("  ·  ".join(self._figures()), style="cyan", overflow="ellipsis", no_wrap=True))
+        body = Table.grid(expand=True)
+        body.add_row(ProgressBar(total=max(self._total, 1), completed=self._step))
+        body.add_row(Text(" · ".join(self._figures()), style="cyan"))
+        return Group(head, body)
 
 
 def _duration(seconds: float) -> str:

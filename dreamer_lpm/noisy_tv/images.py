@@ -1,0 +1,193 @@
+"""Where the pictures of the Noisy TV come from."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dreamer_lpm.noisy_tv import cifar10
+from dreamer_lpm.noisy_tv.lazy import require
+from dreamer_lpm.noisy_tv.spec import FOLDER, SOURCES, NoisyTVError
+
+Picture = NDArray[np.uint8]  # (h, w, 3), 0..255
+Pictures = Sequence[Picture] | Picture  # of any sizes, or (N, h, w, 3)
+
+# The colour photographs inside scikit-image's wheel, one of each scene (of the stereo pair only the left eye).
+PHOTOS = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "hubble_deep_field.jpg",
+    "motorcycle_left.png",
+    "retina.jpg",
+    "rocket.jpg",
+)
+CROP = 32
+# Of 255, over the pixels of a crop, mean of its channels. Black sky and plain walls look all alike: below this, two
+# crops in three would be nearly the same dull picture, and the "noise" could be predicted. 1,405 of 3,976 crops pass.
+LEAST_STD = 15.0
+FOLDER_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+_LARGEST_SIDE = 64  # of a folder's pictures, roughly: the frames they are shown in are no larger as a rule
+_POOL_SEED = 0x9001
+_POOL_TRIES = 100  # draws per picture before a source counts as exhausted; the last of K distinct needs about K
+
+
+class ImageSource(Protocol):
+    """Draws a picture, uint8 of ``shape`` (H, W, 3), from the generator it is handed and from nothing else."""
+
+    def __call__(self, rng: np.random.Generator, shape: tuple[int, int, int]) -> Picture: ...
+
+
+@dataclass(frozen=True)
+class TVImages:
+    """What the TV really shows, for the records of a run."""
+
+    requested: str
+    used: str
+    count: int | None  # distinct pictures; None: without limit
+    reason: str  # one sentence
+
+
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """Draws one of ``pictures`` (each uint8 (h, w, 3)) uniformly, and repeats or drops pixels to fit the shape."""
+
+    pictures: Pictures
+
+    def __call__(self, rng: np.random.Generator, shape: tuple[int, int, int]) -> Picture:
+        picture = self.pictures[int(rng.integers(len(self.pictures)))]
+        rows = np.arange(shape[0]) * picture.shape[0] // shape[0]
+        columns = np.arange(shape[1]) * picture.shape[1] // shape[1]
+        return np.asarray(picture[rows[:, None], columns])
+
+
+def static(rng: np.random.Generator, shape: tuple[int, int, int]) -> Picture:
+    """Every pixel and channel uniform on 0..255."""
+    return rng.integers(0, 256, shape, np.uint8)
+
+
+class Pool:
+    """``size`` distinct pictures of ``images``, the same ones in every env, episode and run, drawn uniformly.
+
+    All of them are kept in memory. Raises NoisyTVError when the source has fewer.
+    """
+
+    def __init__(self, images: ImageSource, size: int) -> None:
+        self._images = images
+        self._size = size
+        self._pictures: dict[tuple[int, int, int], list[Picture]] = {}
+
+    def __call__(self, rng: np.random.Generator, shape: tuple[int, int, int]) -> Picture:
+        if shape not in self._pictures:
+            self._pictures[shape] = self._choose(shape)
+        return self._pictures[shape][rng.integers(self._size)]
+
+    def _choose(self, shape: tuple[int, int, int]) -> list[Picture]:
+        rng = np.random.default_rng(_POOL_SEED)
+        chosen: dict[bytes, Picture] = {}
+        for _ in range(_POOL_TRIES * self._size):
+            picture = self._images(rng, shape)
+            chosen.setdefault(picture.tobytes(), picture)
+            if len(chosen) == self._size:
+                return list(chosen.values())
+        raise NoisyTVError(
+            f"the TV source has {len(chosen)} distinct pictures, the pool asks for {self._size}: "
+            "use a smaller pool or another source"
+        )
+
+
+def load_images(
+    source: str, data_dir: Path | None = None, *, timeout: float = 5.0, archive: cifar10.Archive = cifar10.OFFICIAL
+) -> tuple[ImageSource, TVImages]:
+    """The pictures that ``TVSpec.source`` names, and the record of what was really found.
+
+    ``data_dir`` caches CIFAR-10 (None: the environment variable DREAMER_LPM_DATA, else the user's cache folder).
+    ``timeout``: seconds within which its server must answer, and the longest silence during the download.
+    Raises NoisyTVError, naming the fix, when what was asked for by name cannot be had.
+    """
+    if source == "auto":
+        return _auto(data_dir, timeout, archive)
+    if source == "cifar10":
+        pictures, how = cifar10.load(data_dir, timeout, archive)
+        return Collection(pictures), TVImages(source, source, len(pictures), f"CIFAR-10 {how}.")
+    if source == "static":
+        return static, TVImages(source, source, None, "Uniform noise was asked for by name.")
+    offline = _offline(source)
+    return Collection(offline), TVImages(source, source, len(offline), f"{source} was asked for by name.")
+
+
+def _auto(data_dir: Path | None, timeout: float, archive: cifar10.Archive) -> tuple[ImageSource, TVImages]:
+    try:
+        pictures, how = cifar10.load(data_dir, timeout, archive)
+    except NoisyTVError as error:
+        photos = _photos()
+        reason = f"Crops of scikit-image's photographs stand in: {error}."
+        return Collection(photos), TVImages("auto", "photos", len(photos), reason)
+    return Collection(pictures), TVImages("auto", "cifar10", len(pictures), f"CIFAR-10 {how}.")
+
+
+def _offline(source: str) -> Pictures:
+    if source == "photos":
+        return _photos()
+    if source == "digits":
+        return _digits()
+    if source.startswith(FOLDER):
+        return _folder(Path(source.removeprefix(FOLDER)).expanduser())
+    raise NoisyTVError(f"unknown TV source {source!r}: use one of {', '.join(SOURCES)} or {FOLDER}PATH")
+
+
+def _photos() -> Picture:
+    """Disjoint crops, (N, 32, 32, 3), of the photographs that scikit-image ships; never one it would download."""
+    package = importlib.util.find_spec("skimage")
+    if package is None or package.origin is None:
+        raise NoisyTVError("the photographs come with scikit-image, which is missing: pip install scikit-image")
+    shipped = [path for name in PHOTOS if (path := Path(package.origin).parent / "data" / name).is_file()]
+    if not shipped:
+        raise NoisyTVError("this scikit-image ships no colour photographs: pip install --upgrade scikit-image")
+    crops = np.concatenate([_crops(_read_picture(path)) for path in shipped])
+    return crops[crops.std(axis=(1, 2)).mean(axis=-1) >= LEAST_STD]
+
+
+def _crops(photo: Picture) -> Picture:
+    rows, columns = photo.shape[0] // CROP, photo.shape[1] // CROP
+    tiles: Picture = photo[: rows * CROP, : columns * CROP].reshape(rows, CROP, columns, CROP, 3)
+    crops: Picture = tiles.swapaxes(1, 2).reshape(-1, CROP, CROP, 3)
+    return crops
+
+
+def _digits() -> Picture:
+    """scikit-learn's 1,797 handwritten digits in grey, (N, 8, 8, 3)."""
+    grey = require("sklearn.datasets", "scikit-learn").load_digits().images  # 0..16
+    return np.asarray(np.repeat(grey[..., None] * (255 / 16), 3, axis=-1), np.uint8)
+
+
+def _folder(folder: Path) -> list[Picture]:
+    if not folder.is_dir():
+        raise NoisyTVError(f"there is no folder {folder}: give an existing one as {FOLDER}PATH")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in FOLDER_SUFFIXES)
+    if not files:
+        raise NoisyTVError(f"folder {folder} holds no pictures: put {', '.join(FOLDER_SUFFIXES)} files there")
+    return [_shrink(_read_picture(path)) for path in files]
+
+
+def _shrink(picture: Picture) -> Picture:
+    """Averages whole blocks, so that fine detail of a large picture does not turn into static."""
+    block = max(1, min(picture.shape[:2]) // _LARGEST_SIDE)
+    height, width = picture.shape[0] // block, picture.shape[1] // block
+    blocks = picture[: height * block, : width * block].reshape(height, block, width, block, 3)
+    return np.asarray(blocks.mean(axis=(1, 3)).round(), np.uint8)
+
+
+def _read_picture(path: Path) -> Picture:
+    imageio = require("imageio.v3", "imageio")
+    try:
+        picture = imageio.imread(path, mode="RGB")
+    except (OSError, ValueError, SyntaxError) as error:  # a damaged PNG header is a SyntaxError to its decoder
+        raise NoisyTVError(f"{path} is not a picture that can be read ({error}): mend it or take it away") from error
+    return np.asarray(picture, np.uint8)

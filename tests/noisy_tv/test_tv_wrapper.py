@@ -1,0 +1,432 @@
+"""The TV in front of an env: it is seen exactly when it says so, and the env never notices it."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dreamer_lpm.noisy_tv import (
+    NoisyTV,
+    NoisyTVError,
+    NoisyTVWrapperContinuous,
+    NoisyTVWrapperDiscrete,
+    TVSpec,
+    add_tv,
+)
+from dreamer_lpm.noisy_tv.images import static
+
+HEIGHT, WIDTH = 24, 20
+UNEQUAL = gym.spaces.Box(np.float32([-1, 0, -10]), np.float32([1, 4, 30]))
+PUSHES = gym.spaces.Discrete(3, start=5)
+
+
+class Drift(gym.Env[np.ndarray, Any]):
+    """A point that actions and the env's own noise push about; its picture, always the same array, tells its state."""
+
+    def __init__(self, action_space: gym.Space[Any]) -> None:
+        self.action_space = action_space
+        self.observation_space = gym.spaces.Box(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+        self.state = np.zeros(2)  # position, steps
+        self.actions: list[Any] = []
+        self._buffer = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+
+    def _frame(self) -> np.ndarray:
+        ramp = np.arange(self._buffer.size).reshape(self._buffer.shape)
+        self._buffer[:] = (ramp * 7 + np.abs(self.state * [1000, 1]).astype(int).sum()) % 256
+        return self._buffer
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = np.array([self.np_random.normal(), 0.0])
+        return self._frame(), {"options": options}
+
+    def step(self, action):
+        self.actions.append(action)
+        self.state += [float(np.sum(action)) * 0.01 + self.np_random.normal() * 0.1, 1]
+        return self._frame(), float(self.state[0]), bool(abs(self.state[0]) > 1.5), bool(self.state[1] >= 12), {}
+
+
+def tv(spec: TVSpec, space: gym.Space[Any] = PUSHES, cls: Any = None, images: Any = static) -> NoisyTV:
+    return (cls or add_tv)(Drift(space), spec, images)
+
+
+def sampled_actions(env: gym.Env, seed: int, steps: int) -> list[Any]:
+    env.action_space.seed(seed)
+    return [env.action_space.sample() for _ in range(steps)]
+
+
+def play(env: NoisyTV, seed: int, actions: list[Any]) -> list[tuple[np.ndarray, bool]]:
+    """(frame, tv_on) of a reset and of every step."""
+    frame, info = env.reset(seed=seed)
+    seen = [(frame.copy(), info["tv_on"])]
+    for action in actions:
+        frame, *_, info = env.step(action)
+        seen.append((frame.copy(), info["tv_on"]))
+    return seen
+
+
+def assert_env_never_notices(env: NoisyTV, seed: int = 0, steps: int = 8) -> None:
+    """Plays a twin without TV alongside, with the actions that reach the env; compares all there is."""
+    noisy = env.unwrapped
+    clean = Drift(noisy.action_space)
+    frame, info = env.reset(seed=seed, options={"a": 1})
+    clean_frame, clean_info = clean.reset(seed=seed, options={"a": 1})
+    assert info["options"] == clean_info["options"]
+    assert_tv_on_is_the_truth(env.tv, frame, clean_frame, info["tv_on"])
+    for action in sampled_actions(env, seed, steps):
+        frame, *outcome, info = env.step(action)
+        clean_frame, *clean_outcome, _ = clean.step(noisy.actions[-1])
+        assert outcome == clean_outcome
+        np.testing.assert_array_equal(noisy.state, clean.state)
+        assert noisy.np_random.bit_generator.state == clean.np_random.bit_generator.state
+        assert_tv_on_is_the_truth(env.tv, frame, clean_frame, info["tv_on"])
+
+
+def assert_tv_on_is_the_truth(spec: TVSpec, frame: np.ndarray, clean: np.ndarray, tv_on: bool) -> None:
+    differs = (frame != clean).any(axis=-1)
+    assert tv_on is bool(differs.any())
+    share = {"full": 1, "quadrant": 2, "patch": 4}[spec.region]
+    differs[: HEIGHT // share, WIDTH - WIDTH // share :] = False
+    assert not differs.any(), "the TV left its region"
+
+
+specs = st.builds(
+    TVSpec,
+    source=st.just("static"),
+    trigger=st.sampled_from(["action", "remote", "passive", "always"]),
+    threshold=st.floats(0, 0.99),
+    region=st.sampled_from(["full", "quadrant", "patch"]),
+    persistence=st.sampled_from(["new", "sticky"]),
+    pool=st.sampled_from([None, 1, 3]),
+    control=st.sampled_from([None, "off", "sham"]),
+    noop=st.just(6),
+)
+
+
+@given(spec=specs, space=st.sampled_from([UNEQUAL, PUSHES]), seed=st.integers(0, 2**32))
+@settings(deadline=None, max_examples=150)
+def test_the_env_never_notices_any_tv(spec, space, seed):
+    assert_env_never_notices(tv(spec, space), seed)
+
+
+class RewardFree(NoisyTVWrapperDiscrete):
+    """Planted mistake: no reward while the TV is on."""
+
+    def step(self, action):
+        frame, reward, terminated, truncated, info = super().step(action)
+        return frame, 0.0 if info["tv_on"] else reward, terminated, truncated, info
+
+
+class DrawsFromTheEnv(NoisyTVWrapperDiscrete):
+    """Planted mistake: the env's generator draws the pictures."""
+
+    def reset(self, *, seed=None, options=None):
+        answer = super().reset(seed=seed, options=options)
+        self._rng = self.unwrapped.np_random
+        return answer
+
+
+class ClaimsToBeOn(NoisyTVWrapperDiscrete):
+    """Planted mistake: tells of a TV that is not there."""
+
+    def step(self, action):
+        frame, reward, terminated, truncated, info = super().step(action)
+        return frame, reward, terminated, truncated, {**info, "tv_on": True}
+
+
+class FiresByChance(NoisyTVWrapperDiscrete):
+    """Planted mistake: a coin, not the action, switches a discrete TV on."""
+
+    def _read(self, action):
+        return action, bool(self._rng.random() < 1 / 3)
+
+
+@pytest.mark.parametrize("mistake", [RewardFree, DrawsFromTheEnv, ClaimsToBeOn])
+def test_planted_interference_is_caught(mistake):
+    spec = TVSpec(source="static")
+    assert_env_never_notices(tv(spec, cls=NoisyTVWrapperDiscrete))
+    with pytest.raises(AssertionError):
+        assert_env_never_notices(tv(spec, cls=mistake))
+
+
+def test_the_env_keeps_its_own_array():
+    env = tv(TVSpec(source="static", trigger="always", region="patch"))
+    frame, _ = env.reset(seed=0)
+    assert not np.shares_memory(frame, env.unwrapped._buffer)
+
+
+def assert_the_designated_action_alone_switches(cls: Any) -> None:
+    for designated in (None, 5, 6):
+        env = tv(TVSpec(source="static", tv_action=designated), cls=cls)
+        actions = sampled_actions(env, 3, 60)
+        shown = [tv_on for _, tv_on in play(env, 0, actions)[1:]]
+        assert shown == [action == (designated or 7) for action in actions]
+        assert env.unwrapped.actions == actions, "the action must still do its usual job"
+
+
+def test_a_discrete_tv_is_switched_by_its_action_and_never_by_chance():
+    assert_the_designated_action_alone_switches(NoisyTVWrapperDiscrete)
+    with pytest.raises(AssertionError):
+        assert_the_designated_action_alone_switches(FiresByChance)
+
+
+@pytest.mark.parametrize(
+    ("torque", "shown"),
+    [(0, False), (1.5, False), (-1.5, False), (1.5001, True), (-1.5001, True), (2, True), (9, True)],
+)
+def test_threshold_on_the_torque_of_pendulum(torque, shown):
+    env = tv(TVSpec(source="static"), gym.spaces.Box(-2, 2, (1,)))
+    assert play(env, 0, [np.float32([torque])])[1][1] is shown
+    assert env.unwrapped.actions == [np.float32(torque)]
+
+
+@pytest.mark.parametrize(
+    ("action", "shown"),
+    [
+        ([0, 2, 10], False),  # the middle of each range
+        ([0.75, 3.5, 25], False),  # exactly at 0.75 of each half range
+        ([-0.75, 0.5, -5], False),
+        ([0, 0, 10], True),  # zero is an extreme of the second component
+        ([0, 2, 25.1], True),
+        ([0, 2, -5.1], True),
+        ([0.76, 2, 10], True),
+    ],
+)
+def test_threshold_with_unequal_bounds(action, shown):
+    assert play(tv(TVSpec(source="static"), UNEQUAL), 0, [np.float32(action)])[1][1] is shown
+
+
+@given(
+    threshold=st.floats(0, 0.99),
+    low=st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=2),
+    ranges=st.lists(st.floats(0.5, 100, width=32), min_size=2, max_size=2),
+    fractions=st.lists(st.floats(-1, 1), min_size=2, max_size=2),
+)
+@settings(deadline=None)
+def test_the_threshold_is_a_fraction_of_the_half_range(threshold, low, ranges, fractions):
+    low, high = np.float64(low), np.float64(low) + np.float64(ranges)
+    env = tv(TVSpec(source="static", threshold=threshold), gym.spaces.Box(low, high, dtype=np.float64))
+    extremes = np.abs(fractions)
+    if np.all(np.abs(extremes - threshold) > 1e-9):
+        action = (low + high) / 2 + np.float64(fractions) * (high - low) / 2
+        assert play(env, 0, [action])[1][1] is bool((extremes > threshold).any())
+
+
+def test_remote_on_a_box_is_one_more_dimension_that_the_env_never_sees():
+    env = tv(TVSpec(source="static", trigger="remote"), UNEQUAL)
+    assert env.action_space == gym.spaces.Box(np.float32([-1, 0, -10, -1]), np.float32([1, 4, 30, 1]))
+    presses = [-1, 0.5, 0.51, 1, 0]
+    wild = [1, 4, 30]  # never matters to a remote
+    shown = [tv_on for _, tv_on in play(env, 0, [np.float32([*wild, press]) for press in presses])[1:]]
+    assert shown == [False, False, True, True, False]
+    assert all(np.array_equal(action, np.float32(wild)) for action in env.unwrapped.actions)
+
+
+def test_remote_on_discrete_actions_is_one_more_action_that_does_nothing_else():
+    env = tv(TVSpec(source="static", trigger="remote", noop=6))
+    assert env.action_space == gym.spaces.Discrete(4, start=5)
+    shown = [tv_on for _, tv_on in play(env, 0, [5, 6, 7, 8, np.int64(8), 6])[1:]]
+    assert shown == [False, False, False, True, True, False]
+    assert env.unwrapped.actions == [5, 6, 7, 6, 6, 6]
+
+
+@pytest.mark.parametrize("space", [UNEQUAL, PUSHES])
+def test_a_sham_has_the_same_button_and_nothing_happens(space):
+    spec = {"source": "static", "trigger": "remote", "noop": 6}
+    real, sham = tv(TVSpec(**spec), space), tv(TVSpec(**spec, control="sham"), space)
+    assert sham.action_space == real.action_space
+    actions = sampled_actions(real, 1, 40)
+    pressed = []
+    sham.reset(seed=0)
+    for action in actions:
+        *_, info = sham.step(action)
+        assert info["tv_on"] is False
+        pressed.append(info["tv_triggered"])
+    assert pressed == [tv_on for _, tv_on in play(real, 0, actions)[1:]]
+    assert {True, False} == set(pressed)
+
+
+@pytest.mark.parametrize("space", [UNEQUAL, PUSHES])
+def test_off_has_no_button(space):
+    env = tv(TVSpec(source="static", trigger="remote", control="off"), space)
+    assert env.action_space == space
+    assert not any(tv_on for _, tv_on in play(env, 0, sampled_actions(env, 1, 40)))
+
+
+def test_controls_load_no_pictures():
+    for control in ("off", "sham"):
+        add_tv(Drift(PUSHES), TVSpec(source="folder:/nowhere", control=control))
+    with pytest.raises(NoisyTVError, match="no folder"):
+        add_tv(Drift(PUSHES), TVSpec(source="folder:/nowhere"))
+
+
+@pytest.mark.parametrize("space", [UNEQUAL, PUSHES])
+@pytest.mark.parametrize("trigger", ["action", "remote", "passive", "always"])
+@pytest.mark.parametrize("persistence", ["new", "sticky"])
+def test_chance_level_is_what_random_play_measures(space, trigger, persistence):
+    spec = TVSpec(source="static", trigger=trigger, persistence=persistence, threshold=0.9, noop=6, region="patch")
+    env = tv(spec, space)
+    episodes = [play(env, seed, sampled_actions(env, seed, 20))[1:] for seed in range(100)]
+    share = np.mean([tv_on for episode in episodes for _, tv_on in episode])
+    assert share == pytest.approx(spec.chance_level(space, steps=20), abs=0.04)
+
+
+def test_reset_shows_the_tv_only_when_it_is_always_on():
+    for trigger in ("action", "remote", "passive", "always"):
+        env = tv(TVSpec(source="static", trigger=trigger, probability=1.0, noop=6))
+        for seed in (0, None):
+            _, info = env.reset(seed=seed)
+            assert info["tv_on"] is (trigger == "always")
+
+
+def same(one: list[tuple[np.ndarray, bool]], two: list[tuple[np.ndarray, bool]]) -> bool:
+    return all(np.array_equal(a, b) and x == y for (a, x), (b, y) in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("trigger", ["action", "passive", "always"])
+def test_an_episode_is_replayed_from_its_seed_and_actions(trigger):
+    spec = TVSpec(source="static", trigger=trigger)
+    env = tv(spec)
+    actions = sampled_actions(env, 2, 30)
+    first = play(env, 11, actions)
+    assert not same(first, play(env, 12, actions))
+    assert same(first, play(env, 11, actions)), "whatever was played in between"
+    assert same(first, play(tv(spec), 11, actions)), "in a fresh env too"
+
+
+def test_a_reset_without_seed_goes_on_with_the_same_generator():
+    env = tv(TVSpec(source="static", trigger="always"))
+    frames = [env.reset(seed=4)[0], env.reset()[0], env.reset()[0]]
+    again = [env.reset(seed=4)[0], env.reset()[0], env.reset()[0]]
+    assert len({frame.tobytes() for frame in frames}) == 3
+    np.testing.assert_array_equal(frames, again)
+
+
+def test_the_global_generator_is_left_alone():
+    before = np.random.get_state()[1].tobytes()  # noqa: NPY002
+    play(tv(TVSpec(source="static", trigger="passive")), 0, [5] * 20)
+    assert np.random.get_state()[1].tobytes() == before  # noqa: NPY002
+
+
+def test_new_brings_another_picture_each_step_and_then_the_env_is_back():
+    seen = play(tv(TVSpec(source="static")), 0, [7, 7, 5])
+    assert [tv_on for _, tv_on in seen] == [False, True, True, False]
+    assert not np.array_equal(seen[1][0], seen[2][0])
+
+
+def test_sticky_keeps_a_picture_until_the_next_trigger_or_the_end():
+    env = tv(TVSpec(source="static", persistence="sticky", region="patch"))
+    seen = play(env, 0, [5, 7, 5, 6, 7, 5])
+    assert [tv_on for _, tv_on in seen] == [False, False, True, True, True, True, True]
+    patches = [frame[: HEIGHT // 4, -(WIDTH // 4) :].tobytes() for frame, _ in seen]
+    assert patches[2] == patches[3] == patches[4] != patches[5] == patches[6]
+    assert env.reset()[1]["tv_on"] is False
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_pool_is_the_same_few_pictures_everywhere(size):
+    pools = []
+    for seed, space in ((0, PUSHES), (99, UNEQUAL)):
+        env = tv(TVSpec(source="static", trigger="always", pool=size), space)
+        pools.append({frame.tobytes() for frame, _ in play(env, seed, sampled_actions(env, seed, 60))})
+    assert pools[0] == pools[1]
+    assert len(pools[0]) == size
+
+
+def test_a_pool_larger_than_the_source_is_refused():
+    def two_pictures(rng, shape):
+        return np.full(shape, rng.integers(2), np.uint8)
+
+    play(tv(TVSpec(trigger="always", pool=2), images=two_pictures), 0, [])
+    with pytest.raises(NoisyTVError, match="2 distinct pictures, the pool asks for 3: use a smaller pool"):
+        play(tv(TVSpec(trigger="always", pool=3), images=two_pictures), 0, [])
+
+
+def test_an_image_source_that_ignores_the_shape_is_refused():
+    def dot(rng, shape):
+        return np.zeros((1, 1, 3), np.uint8)
+
+    with pytest.raises(NoisyTVError, match=r"must draw uint8 pictures of the shape it is given, here \(24, 20, 3\)"):
+        tv(TVSpec(trigger="always"), images=dot).reset()
+
+
+class Blind(Drift):
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        super().__init__(PUSHES)
+        self.observation_space = gym.spaces.Box(0, 1, shape, dtype)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((3,), np.float32), ((8, 8, 3), np.float32), ((8, 8, 1), np.uint8)])
+def test_an_env_without_pictures_is_told_how_to_get_them(shape, dtype):
+    with pytest.raises(NoisyTVError, match=r"wrap the env in gymnasium\.wrappers\.AddRenderObservation"):
+        add_tv(Blind(shape, dtype), TVSpec(source="static"))
+
+
+@pytest.mark.parametrize(
+    ("space", "spec", "fix"),
+    [
+        (gym.spaces.MultiBinary(2), {}, "flatten the actions"),
+        (gym.spaces.Box(-np.inf, np.inf, (2,)), {}, 'use the trigger "remote"'),
+        (gym.spaces.Box(np.float32([0, 1]), np.float32([1, 1])), {}, "low < high"),
+        (gym.spaces.Box(0, 9, (2,), np.int64), {}, "needs float Box actions"),
+        (gym.spaces.Box(-1, 1, (2, 2)), {"trigger": "remote"}, "flatten the actions"),
+        (PUSHES, {"tv_action": 8}, "TV tv_action 8 is no action of this env: use one of 5 to 7"),
+        (PUSHES, {"trigger": "remote"}, "TV noop 0 is no action of this env: use one of 5 to 7"),
+    ],
+)
+def test_actions_that_do_not_fit_name_the_fix(space, spec, fix):
+    with pytest.raises(NoisyTVError, match=fix):
+        tv(TVSpec(source="static", **spec), space)
+
+
+def test_each_sister_refuses_the_actions_of_the_other():
+    with pytest.raises(NoisyTVError, match="use add_tv"):
+        tv(TVSpec(), PUSHES, NoisyTVWrapperContinuous)
+    with pytest.raises(NoisyTVError, match="use add_tv"):
+        tv(TVSpec(), UNEQUAL, NoisyTVWrapperDiscrete)
+
+
+def test_unbounded_actions_can_have_a_remote():
+    env = tv(TVSpec(source="static", trigger="remote"), gym.spaces.Box(-np.inf, np.inf, (2,)))
+    assert [tv_on for _, tv_on in play(env, 0, [np.float32([50, 0, 1]), np.float32([50, 0, 0])])] == [
+        False,
+        True,
+        False,
+    ]
+
+
+class Thumbnail(gym.ObservationWrapper[np.ndarray, Any, np.ndarray]):
+    """Every eighth pixel."""
+
+    def __init__(self, env: gym.Env[np.ndarray, Any]) -> None:
+        super().__init__(env)
+        self.observation_space = gym.spaces.Box(0, 255, (63, 63, 3), np.uint8)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return observation[::8, ::8]
+
+
+def test_pendulum_swings_the_same_with_and_without_the_tv():
+    def pendulum() -> Thumbnail:
+        env = gym.make("Pendulum-v1", render_mode="rgb_array", max_episode_steps=20)
+        return Thumbnail(gym.wrappers.AddRenderObservation(env))
+
+    clean, noisy = pendulum(), add_tv(pendulum(), TVSpec(source="photos"))
+    frame, clean_frame = noisy.reset(seed=5)[0], clean.reset(seed=5)[0]
+    np.testing.assert_array_equal(frame, clean_frame)
+    shown = []
+    for action in sampled_actions(clean, 5, 20):
+        frame, *outcome, info = noisy.step(action)
+        clean_frame, *clean_outcome, _ = clean.step(action)
+        assert outcome == clean_outcome
+        np.testing.assert_array_equal(noisy.unwrapped.state, clean.unwrapped.state)
+        assert info["tv_on"] is not np.array_equal(frame, clean_frame)
+        assert info["tv_on"] is bool(abs(action[0]) > 1.5)
+        shown.append(info["tv_on"])
+    assert {True, False} == set(shown)
+    assert clean_outcome[2] is True  # truncated, both
+    clean.close()
+    noisy.close()

@@ -17,7 +17,8 @@ ARG GID=1000
 ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    PIP_ROOT_USER_ACTION=ignore
+    PIP_ROOT_USER_ACTION=ignore \
+    DREAMER_LPM_DATA=/app/data
 
 # --non-unique: on macOS and some servers these numbers are already taken by a system group of Debian.
 RUN groupadd --non-unique --gid "${GID}" lpm \

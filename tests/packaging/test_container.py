@@ -1,4 +1,4 @@
-"""Dockerfile and docker-compose.yml must say what pyproject.toml says, and the container must mount what a run writes."""
+"""Dockerfile and docker-compose.yml say what pyproject.toml says, and the container mounts what a run writes."""
 
 import fnmatch
 import re
@@ -142,6 +142,11 @@ def test_services_mount_what_a_run_reads_and_writes(service: str, compose: dict[
         "/app/videos": "${LPM_VIDEOS:-./videos}",
         "/app/data": "${LPM_DATA:-./data}",
     }
+
+
+def test_pictures_are_cached_in_the_mounted_data_folder(dockerfile: list[Instruction]) -> None:
+    settings = dict(setting.split("=", 1) for word, rest in dockerfile if word == "ENV" for setting in rest.split())
+    assert settings["DREAMER_LPM_DATA"] == "/app/data"
 
 
 @pytest.mark.parametrize("service", ["lpm", "lpm-gpu"])

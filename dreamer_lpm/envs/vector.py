@@ -127,6 +127,7 @@ class _Cell:
 
 
 def _stack(cells: list[_Cell]) -> Row:
+    # Copies, for some envs return the same buffer each time.
     return {
         "obs": np.stack([cell.obs for cell in cells]),
         "action": np.stack([cell.action for cell in cells]),
@@ -202,8 +203,7 @@ class _Lane:
                 f"{space.dtype} {space.shape}; make the two agree."
             )
         self.checksum = zlib.crc32(obs.tobytes())
-        # Some envs return the same buffer each time.
-        return obs.copy()
+        return obs
 
     def _where(self) -> str:
         return f"{env_name(self.env)} (env {self.index}, episode {self.episode}, step {len(self.actions)})"

@@ -106,5 +106,7 @@ def _missing_extra(env_id: str, error: Exception) -> str:
     entry_point = str(gym.spec(env_id.rpartition(":")[2]).entry_point)
     for start, extra in EXTRAS.items():
         if entry_point.startswith(start):
-            return f'{env_id} needs a package that is not installed: run `pip install "gymnasium[{extra}]"`.'
+            # The cause says which module was missing, or that one is there and broken.
+            cause = " ".join(str(error.__cause__ or error).split())
+            return f'{env_id} needs a package that is not installed ({cause}): run `pip install "gymnasium[{extra}]"`.'
     return f"{env_id} needs a package that is not installed: {' '.join(str(error).split())}"

@@ -20,7 +20,7 @@ _TV_BRANCH = 0x7E1E
 _SHARE_OF_SIDE = {"full": 1, "quadrant": 2, "patch": 4}
 
 
-class NoisyTV(gym.Wrapper[Frame, Any, Frame, Any], ABC):
+class NoisyTV(gym.Wrapper[Frame, Any, Frame, Any], gym.utils.RecordConstructorArgs, ABC):
     """What both TVs share: when triggered, a picture covers a region of the frame. Everything else passes through.
 
     Observations of ``env`` are uint8 pictures (H, W, 3). ``images`` draws the pictures; None loads ``spec.source``,
@@ -33,6 +33,7 @@ class NoisyTV(gym.Wrapper[Frame, Any, Frame, Any], ABC):
     """
 
     def __init__(self, env: gym.Env[Frame, Any], spec: TVSpec | None = None, images: ImageSource | None = None) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, _disable_deepcopy=True, spec=spec, images=images)
         super().__init__(env)
         self.tv = spec = spec or TVSpec()
         height, width = _frame_size(env.observation_space)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamer_lpm.noisy_tv import NoisyTVError, TVImages, load_images
-from dreamer_lpm.noisy_tv.images import LEAST_STD, Collection
+from dreamer_lpm.noisy_tv.images import LEAST_SPREAD, Collection, spread
 
 
 @given(height=st.integers(1, 80), width=st.integers(1, 80), seed=st.integers(0, 9))
@@ -49,8 +49,15 @@ def test_photos_are_a_thousand_lively_distinct_crops_and_need_no_network():
     crops = source.pictures
     assert crops.shape == (record.count, 32, 32, 3)
     assert crops.dtype == np.uint8
-    assert crops.std(axis=(1, 2)).mean(axis=-1).min() >= LEAST_STD
+    assert spread(crops).min() >= LEAST_SPREAD
     assert len({crop.tobytes() for crop in crops}) == record.count
+
+
+def test_a_star_on_black_sky_is_not_lively():
+    sky, stripes = np.zeros((2, 32, 32, 3), np.uint8)
+    sky[10:14, 10:14] = 255
+    stripes[::2] = 20
+    assert spread(np.stack([sky, stripes])).tolist() == [0, 20]
 
 
 def test_photos_without_scikit_image_name_the_fix(monkeypatch):

@@ -5,6 +5,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -396,6 +397,20 @@ def test_unbounded_actions_can_have_a_remote():
         True,
         False,
     ]
+
+
+@pytest.mark.parametrize("trigger", ["action", "remote"])
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the checker's advice on the env beneath
+def test_gymnasiums_own_checker_is_content_and_the_env_can_be_made_again_from_its_spec(name, trigger):
+    env = gym.wrappers.AddRenderObservation(gym.make(name, render_mode="rgb_array"))
+    env = add_tv(env, TVSpec(source="static", trigger=trigger))
+    check_env(env, skip_render_check=True)
+    again = env.spec.make()
+    assert isinstance(again, NoisyTV)
+    assert again.tv == env.tv
+    again.close()
+    env.close()
 
 
 class Thumbnail(gym.ObservationWrapper[np.ndarray, Any, np.ndarray]):

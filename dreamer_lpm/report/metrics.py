@@ -233,8 +233,9 @@ class WandbSink:
                 resume="allow" if resume else None,
             )
         except wandb.errors.Error as error:
+            reason = str(error).rstrip(".")
             raise UserError(
-                f"W&B could not start ({error}): run `wandb login`, or set WANDB_MODE=offline to log to disk only."
+                f"W&B could not start ({reason}): run `wandb login`, or set WANDB_MODE=offline to log to disk only."
             ) from error
         self._first = self._run.step
         self._run.define_metric("env_step")

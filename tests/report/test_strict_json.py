@@ -1,0 +1,46 @@
+"""JSON that strict parsers read, and files that are whole or not there."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dreamer_lpm.report.strict_json import dumps, plain, write_atomically
+
+
+def refuse_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def test_no_float_breaks_a_strict_parser_at_any_depth() -> None:
+    value = {"a": float("nan"), "b": [1.0, float("inf")], "c": {"d": np.float32("-inf")}}
+    assert json.loads(dumps(value), parse_constant=refuse_constant) == {"a": None, "b": [1.0, None], "c": {"d": None}}
+
+
+def test_numpy_and_paths_become_plain_and_types_survive() -> None:
+    value = {"i": np.int64(3), "f": np.float32(0.5), "b": np.bool_(True), "x": np.arange(2), "p": Path("runs") / "a"}
+    result = plain(value)
+    assert result == {"i": 3, "f": 0.5, "b": True, "x": [0, 1], "p": str(Path("runs/a"))}
+    assert [type(item) for item in result.values()] == [int, float, bool, list, str]
+
+
+def test_what_is_no_json_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="object cannot be written"):
+        dumps({"x": object()})
+
+
+def test_atomic_write_replaces_the_whole_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old and much longer than the new text")
+    write_atomically(path, "new é")
+    assert path.read_text(encoding="utf-8") == "new é"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_write_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "half \ud800")
+    assert path.read_text() == "old"

@@ -1,0 +1,76 @@
+"""summary.json, versions, and the revision of the source."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dreamer_lpm
+from dreamer_lpm.report.summary import SUMMARY_FILE, git_revision, versions, write_summary
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A committed checkout with a package at its top."""
+    folder = tmp_path / "checkout" / "dreamer_lpm"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    git(folder.parent, "init", "-q")
+    git(folder.parent, "add", ".")
+    git(folder.parent, "commit", "-q", "-m", "first")
+    return folder
+
+
+def test_summary_is_strict_json_and_whole(tmp_path: Path) -> None:
+    path = write_summary(tmp_path / "run", {"env_steps": 10, "eval_returns": [-1.5, math.nan], "versions": {"a": "1"}})
+    assert path == tmp_path / "run" / SUMMARY_FILE
+    assert json.loads(path.read_text()) == {"env_steps": 10, "eval_returns": [-1.5, None], "versions": {"a": "1"}}
+    assert "NaN" not in path.read_text()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_versions_name_what_a_result_depends_on() -> None:
+    found = versions()
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["dreamer-lpm"] == dreamer_lpm.__version__
+    assert {"platform", "torch", "numpy", "gymnasium"} <= found.keys()
+
+
+def test_revision_is_the_commit_and_says_when_the_package_differs(package: Path) -> None:
+    commit = git(package, "rev-parse", "HEAD")
+    assert git_revision(package) == commit
+    (package.parent / "notes.txt").write_text("a note beside the package changes no result")
+    assert git_revision(package) == commit
+    (package / "new.py").write_text("x = 1\n")
+    assert git_revision(package) == f"{commit}+dirty"
+
+
+def test_no_revision_outside_a_checkout(tmp_path: Path) -> None:
+    assert git_revision(tmp_path) is None
+
+
+def test_no_revision_from_some_other_projects_checkout(package: Path) -> None:
+    installed = package.parent / ".venv" / "site-packages" / "dreamer_lpm"
+    installed.mkdir(parents=True)
+    assert git_revision(installed) is None
+
+
+def test_no_revision_without_git(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(package))
+    assert git_revision(package) is None
+
+
+def test_no_revision_before_the_first_commit(tmp_path: Path) -> None:
+    folder = tmp_path / "dreamer_lpm"
+    folder.mkdir()
+    git(tmp_path, "init", "-q")
+    assert git_revision(folder) is None

@@ -113,6 +113,7 @@ def _fetch(archive: Archive, folder: Path, timeout: float) -> str:
 
 def _await_answer(url: str, timeout: float) -> None:
     """Asks for the header alone. In a thread, because looking up a host name heeds no time limit."""
+    require("requests", "pooch")  # pooch would load it in the thread, at the cost of the server's time
     downloader = require("pooch", "pooch").HTTPDownloader(timeout=timeout)
     answers: queue.SimpleQueue[bool | OSError] = queue.SimpleQueue()
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import socket
+import sys
 import tarfile
 import threading
 import time
@@ -18,7 +19,7 @@ import pytest
 from dreamer_lpm.noisy_tv import NoisyTVError, load_images
 from dreamer_lpm.noisy_tv.cifar10 import ARCHIVE_NAME, OFFICIAL, RECORD, Archive, read_archive
 
-TIMEOUT = 0.5  # seconds
+TIMEOUT = 0.8  # seconds
 PICTURES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
 
 
@@ -328,7 +329,7 @@ def test_the_data_folder_comes_from_the_environment(tmp_path, site, monkeypatch)
 
 
 def test_without_pooch_the_fix_is_named(tmp_path, site, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pooch", None)
+    monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(NoisyTVError, match="pip install pooch"):
         load(tmp_path, site.archive())
     assert "pip install pooch" in load(tmp_path, site.archive(), "auto")[1].reason

@@ -5,7 +5,8 @@ import sys
 import imageio.v3 as imageio
 import numpy as np
 import pytest
-from hypothesis import given
+import skimage.data
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamer_lpm.noisy_tv import NoisyTVError, TVImages, load_images
@@ -13,6 +14,7 @@ from dreamer_lpm.noisy_tv.images import LEAST_SPREAD, Collection, spread
 
 
 @given(height=st.integers(1, 80), width=st.integers(1, 80), seed=st.integers(0, 9))
+@settings(deadline=None)
 def test_every_source_fills_every_shape(height, width, seed):
     corners = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(1, 2, 2, 3)
     for source in (load_images("static")[0], Collection(corners)):
@@ -51,6 +53,14 @@ def test_photos_are_a_thousand_lively_distinct_crops_and_need_no_network():
     assert crops.dtype == np.uint8
     assert spread(crops).min() >= LEAST_SPREAD
     assert len({crop.tobytes() for crop in crops}) == record.count
+
+
+def test_crops_are_whole_tiles_of_a_photograph():
+    photo = skimage.data.astronaut()
+    tiles = np.stack([photo[y : y + 32, x : x + 32] for y in range(0, 512, 32) for x in range(0, 512, 32)])
+    lively = {tile.tobytes() for tile in tiles[spread(tiles) >= LEAST_SPREAD]}
+    assert len(lively) > 100
+    assert lively <= {crop.tobytes() for crop in load_images("photos")[0].pictures}
 
 
 def test_a_star_on_black_sky_is_not_lively():

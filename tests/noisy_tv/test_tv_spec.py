@@ -7,7 +7,7 @@ from dataclasses import asdict
 import gymnasium as gym
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamer_lpm.noisy_tv import NoisyTVError, TVSpec
@@ -92,6 +92,7 @@ def test_chance_levels_in_closed_form(spec, space, share):
 
 
 @given(steps=st.integers(1, 50), probability=st.floats(0.01, 1))
+@settings(deadline=None)
 def test_sticky_chance_is_the_mean_over_the_steps_of_having_fired(steps, probability):
     spec = TVSpec(trigger="passive", probability=probability, persistence="sticky")
     having_fired = [1 - (1 - probability) ** t for t in range(1, steps + 1)]

@@ -19,7 +19,10 @@ Nothing here imports torch at run time, so torch-free packages may use it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class UserError(ValueError):
@@ -36,3 +39,16 @@ class ActionSpec:
     @property
     def is_discrete(self) -> bool:
         return self.kind == "discrete"
+
+
+class Batch(NamedTuple):
+    """Sequences from the replay. ``action[:, t]`` led to ``obs[:, t]``; ``is_first`` marks borders between episodes."""
+
+    obs: Tensor  # (B, T, 64, 64, 3) uint8
+    action: Tensor  # (B, T, A) float
+    reward: Tensor  # (B, T) float
+    is_first: Tensor  # (B, T) bool
+    is_terminal: Tensor  # (B, T) bool
+    tv_on: Tensor  # (B, T) bool; for metrics alone, no loss may read it
+    deter: Tensor  # (B, D) state of the step before the first, as it was when acting
+    stoch: Tensor  # (B, S) its latent classes, uint8

@@ -1,0 +1,188 @@
+"""The agent: world model, curiosity and behavior in one. ``act`` chooses, ``update`` learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dreamer_lpm.behavior import Behavior, BehaviorConfig
+from dreamer_lpm.curiosity import CuriosityConfig, Dims, Transition, build_curiosity
+from dreamer_lpm.nets import masked_mean
+from dreamer_lpm.types import ActionSpec, Batch
+from dreamer_lpm.world import Latent, WorldConfig, WorldModel
+
+Policy = Literal["sample", "mode", "random"]
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Everything that shapes the agent and how it learns."""
+
+    world: WorldConfig = field(default_factory=WorldConfig)
+    behavior: BehaviorConfig = field(default_factory=BehaviorConfig)
+    bonus: CuriosityConfig = field(default_factory=CuriosityConfig)
+    curiosity: str = "lpm"
+    """Which bonus: none, prediction_error, lpm, lpm_guide or lpm_dual."""
+    lpm_eta: float = 1.0
+    """Strength of curiosity: reward += lpm_eta * bonus. Larger is more curious, smaller more task-driven, 0 is off."""
+    world_lr: float = 3e-4
+    actor_lr: float = 1e-4
+    critic_lr: float = 1e-4
+    curiosity_lr: float = 1e-3
+    clip: float = 100.0
+    """Largest gradient norm of the world model, and of actor, critic and curiosity each."""
+
+
+class Carry(NamedTuple):
+    """What the agent remembers between steps: its latent (N, ...) and the action (N, A) that it chose."""
+
+    latent: Latent
+    action: Tensor
+
+
+class Agent(nn.Module):
+    """Joins the three parts. All randomness comes from ``generator``, which is part of the state that survives a restart."""
+
+    def __init__(
+        self,
+        cfg: AgentConfig,
+        spec: ActionSpec,
+        *,
+        seed: int = 0,
+        size: int = 64,
+        device: torch.device | str = "cpu",
+        bf16: bool = False,
+    ):
+        super().__init__()
+        self.cfg, self.spec = cfg, spec
+        self.device = torch.device(device)
+        self.bf16 = bf16
+        with torch.random.fork_rng(devices=[]):  # the layers' initial weights, without touching the global generator
+            torch.manual_seed(seed)
+            self.world = WorldModel(cfg.world, spec, size)
+            self.behavior = Behavior(cfg.behavior, self.world.rssm.feat_size, spec)
+            self.curiosity = build_curiosity(cfg.curiosity, cfg.bonus, Dims(self.world.rssm.feat_size, spec.size))
+        self.to(self.device)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        groups = [
+            (self.world.parameters(), cfg.world_lr),
+            (self.behavior.actor.parameters(), cfg.actor_lr),
+            (self.behavior.critic.net.parameters(), cfg.critic_lr),
+            (self.curiosity.parameters(), cfg.curiosity_lr),
+        ]
+        self.optimizer = torch.optim.Adam(
+            [{"params": p, "lr": lr} for ps, lr in groups if (p := [x for x in ps if x.requires_grad])],
+            eps=1e-5,
+            fused=True,
+        )
+
+    def begin(self, num_envs: int) -> Carry:
+        """The carry before anything was seen."""
+        latent = self.world.rssm.initial((num_envs,), self.device)
+        return Carry(latent, torch.zeros(num_envs, self.spec.size, device=self.device))
+
+    @torch.no_grad()
+    def act(self, carry: Carry, row: Mapping[str, np.ndarray], policy: Policy = "sample") -> Carry:
+        """See one row (obs (N, 64, 64, 3), action (N, A) that led to it, is_first (N,)) and choose the next action."""
+        obs, action, first = (torch.as_tensor(row[k], device=self.device) for k in ("obs", "action", "is_first"))
+        with self.autocast():
+            noise = None if policy == "mode" else self.world.rssm.noise((len(obs),), self.generator)
+            latent = self.world.rssm.observe_step(carry.latent, action, self.world.encoder(obs), first, noise)
+            latent = Latent(latent.deter.float(), latent.stoch.float())
+            return Carry(latent, self._choose(latent.feat, policy))
+
+    def _choose(self, feat: Tensor, policy: Policy) -> Tensor:
+        if policy == "mode":
+            return self.behavior.actor.mode(feat)
+        if policy == "sample":
+            return self.behavior.actor.sample(feat, self.generator)[0]
+        uniform = torch.rand(len(feat), self.spec.size, generator=self.generator, device=self.device)
+        if self.spec.is_discrete:
+            return torch.nn.functional.one_hot(uniform.argmax(-1), self.spec.size).float()
+        return uniform * 2 - 1
+
+    def autocast(self) -> torch.autocast:
+        """bf16 where asked for."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of learning everything from one batch. Returns metrics as tensors () that stay on the device."""
+        with self.autocast():
+            losses, latents, _ = self.world.loss(batch, self.generator)
+            world = {k: v.mean() for k, v in losses.items()}
+            latents = latents.detach()
+            seen = self._transitions(batch, latents)
+            curiosity = self.curiosity.loss(seen)
+            behavior, dream_metrics = self._dream(batch, latents)
+        scalars = {**world, **curiosity, **behavior}
+        total = torch.stack([x.float() for x in scalars.values()]).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norms = {
+            f"grad/{name}": nn.utils.clip_grad_norm_(part.parameters(), self.cfg.clip) for name, part in self._parts()
+        }
+        self.optimizer.step()
+        self.behavior.critic.follow()
+        with torch.no_grad():
+            bonus = self.curiosity.reward(replace(seen, target=None, predicted=None))
+        return {
+            **{f"loss/{k}": v.detach() for k, v in scalars.items()},
+            **norms,
+            **dream_metrics,
+            **_bonus_metrics(bonus, seen.mask, batch.tv_on[:, 1:]),
+            "loss/recon_tv_share": (losses["recon"] * batch.tv_on).sum().detach() / losses["recon"].sum().detach(),
+        }
+
+    def _parts(self) -> list[tuple[str, nn.Module]]:
+        return [
+            ("world", self.world),
+            ("actor", self.behavior.actor),
+            ("critic", self.behavior.critic.net),
+            ("curiosity", self.curiosity),
+        ]
+
+    def _transitions(self, batch: Batch, latents: Latent) -> Transition:
+        """The replayed steps as curiosity sees them: state t, the action that led to t+1, state t+1. (B, T-1)."""
+        feat = latents.feat.float()
+        predicted = self.world.predict(Latent(latents.deter[:, 1:], latents.stoch[:, 1:]))
+        return Transition(
+            feat=feat[:, :-1], action=batch.action[:, 1:], next_feat=feat[:, 1:], mask=~batch.is_first[:, 1:],
+            target=batch.obs[:, 1:].float() / 255, predicted=predicted,
+        )  # fmt: skip
+
+    def _dream(self, batch: Batch, latents: Latent) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Imagine from some of the replayed states and score the dream: extrinsic + lpm_eta * bonus."""
+        count = batch.reward.numel()
+        pick = torch.randperm(count, generator=self.generator, device=self.device)[: self.cfg.behavior.starts]
+        start = Latent(latents.deter.flatten(0, 1)[pick], latents.stoch.flatten(0, 1)[pick])
+        actor = self.behavior.actor
+        dream = self.world.imagine(
+            start, lambda feat: actor.sample(feat, self.generator), self.cfg.behavior.horizon, self.generator
+        )
+        with torch.no_grad():
+            mask = torch.ones(dream.action.shape[:-1], dtype=torch.bool, device=self.device)
+            bonus = self.curiosity.reward(Transition(dream.feat[:-1], dream.action, dream.feat[1:], mask))
+            extrinsic = self.world.reward(dream.feat[1:])
+            reward = extrinsic + self.cfg.lpm_eta * bonus
+            cont = self.world.cont(dream.feat[1:])
+        alive = ~batch.is_terminal.flatten()[pick]
+        losses = self.behavior.loss(dream.feat, dream.sampled, reward, cont, alive)
+        metrics = {
+            "dream/reward": extrinsic.mean(),
+            "dream/bonus": bonus.mean(),
+            "dream/return_range": self.behavior.range.scale,
+        }
+        return {k: v.mean() for k, v in losses.items()}, metrics
+
+
+def _bonus_metrics(bonus: Tensor, mask: Tensor, tv_on: Tensor) -> dict[str, Tensor]:
+    return {
+        "bonus/mean": masked_mean(bonus, mask),
+        "bonus/tv_on": masked_mean(bonus, mask & tv_on),
+        "bonus/tv_off": masked_mean(bonus, mask & ~tv_on),
+    }

@@ -1,0 +1,100 @@
+"""The one interface of every curiosity: what it sees, what it pays, how it learns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One step from ``feat`` by ``action`` to ``next_feat``, for any leading shape (...): replayed (B, T-1) or imagined (H, B).
+
+    A bonus need not know which. ``target`` is the frame really seen and ``predicted`` what the world model had expected to see
+    (the decoded prior, before the frame), both (..., 64, 64, 3) in [0, 1]; both are None in dreams, where nothing is seen.
+    ``mask`` (...) is false where an episode ended in between: that is no transition, and its error means nothing.
+    All tensors are detached: curiosity never trains the world model.
+    """
+
+    feat: Tensor
+    action: Tensor
+    next_feat: Tensor
+    mask: Tensor
+    target: Tensor | None = None
+    predicted: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes that the world model and the environment teach: F and A of the shape legend."""
+
+    feat: int
+    action: int
+
+
+class IntrinsicReward(nn.Module, ABC):
+    """A bonus. Asking is not learning: only :meth:`loss` may change state."""
+
+    needs_target: ClassVar[bool] = False
+    """True: pays for frames really seen, so it is wrapped by ``Distilled`` to work in dreams."""
+
+    @abstractmethod
+    def reward(self, t: Transition) -> Tensor:
+        """Bonus of each transition, (...). Pure: asked twice it gives the same and changes nothing."""
+
+    @abstractmethod
+    def loss(self, t: Transition) -> Losses:
+        """Scalar losses on replayed transitions; the one place that may move state. Empty when there is nothing to learn."""
+
+
+def log_mse(t: Transition) -> Tensor:
+    """eps = log( |target - predicted|^2 / dim ), the error of the prediction made *before* the frame was seen (LPM paper, eq. 2).
+
+    (...) in nats; floored at log(1e-8), far below one grey level of 255 (log 1.5e-5).
+    """
+    return torch.log(mse(t) + 1e-8)
+
+
+def mse(t: Transition) -> Tensor:
+    """Mean squared error of the one-step prediction over pixels and channels, (...) >= 0."""
+    assert t.target is not None and t.predicted is not None, (
+        "this bonus needs the frame really seen; wrap it in Distilled"
+    )
+    return (t.target - t.predicted).square().mean((-3, -2, -1))
+
+
+class FitGate(nn.Module):
+    """Opens, once and for good, when a regression has stopped improving: its loss no longer falls from one moving average to a slower one.
+
+    An unfitted error predictor is wrong by whole nats and differently so on and off the TV, which pays for anything at random; so the
+    paper's readiness gate (queue full) must also wait for the fit.
+    """
+
+    fast: Tensor
+    slow: Tensor
+    count: Tensor
+    opened: Tensor
+
+    def __init__(self, patience: int = 50, ratio: float = 0.9):
+        super().__init__()
+        self.patience, self.ratio = patience, ratio
+        for name in ("fast", "slow", "count", "opened"):
+            self.register_buffer(name, torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, loss: Tensor, ready: Tensor) -> None:
+        """Take in one loss (); it counts only while ``ready`` ()."""
+        self.count += ready
+        for mean, rate in ((self.fast, 5 / self.patience), (self.slow, 1 / self.patience)):
+            debiased = torch.where(
+                self.count > 0, rate / (1 - (1 - rate) ** self.count.clamp(min=1)), torch.zeros_like(loss)
+            )
+            mean.lerp_(loss.detach(), debiased * ready)
+        fitted = (self.count >= 2 * self.patience) & (self.fast >= self.ratio * self.slow)
+        self.opened.copy_(torch.maximum(self.opened, fitted.to(self.opened.dtype)))

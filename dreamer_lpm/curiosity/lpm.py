@@ -1,0 +1,137 @@
+"""Learning Progress Motivation (Hou, An, Du: "Beyond Noisy-TVs", arXiv 2509.25438) and its relatives.
+
+    eps   = log( |o' - f(o, a)|^2 / dim )              error of the world model now
+    g     ~ E[eps of an earlier model | o, a]          the error predictor
+    r     = g(o, a) - eps                              paid for error that has *fallen*
+
+Promise before a TV: noise is as hard now as it was before, so r is zero in expectation. Known weakness: what is mastered pays
+zero too, and the signed reward nets to about nothing, so LPM alone may explore less than a random policy.
+Both terms are in log units: mixing units, clipping at zero, or dropping the lag each re-opens the trap (see the tests).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dreamer_lpm.curiosity.base import Dims, FitGate, IntrinsicReward, Losses, Transition, log_mse
+from dreamer_lpm.nets import masked_mean
+
+
+class ErrorPredictor(nn.Module):
+    """Expected log prediction error of taking ``action`` in a state: Linear-ELU three times, then Linear to a scalar.
+
+    Input is the RSSM's stochastic and recurrent state with the action: feat (..., F), action (..., A) -> (...) in nats.
+    """
+
+    def __init__(self, feat_size: int, action_size: int, hidden: int = 256):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(feat_size + action_size, hidden), nn.ELU(),
+            nn.Linear(hidden, hidden), nn.ELU(),
+            nn.Linear(hidden, hidden), nn.ELU(),
+            nn.Linear(hidden, 1),
+        )  # fmt: skip
+
+    def forward(self, feat: Tensor, action: Tensor) -> Tensor:
+        out: Tensor = self.net(torch.cat([feat, action], -1))
+        return out.squeeze(-1).float()
+
+
+class LPM(IntrinsicReward):
+    """The paper's bonus: r = g - eps, with g fitted to errors that lie one queue back, and a gate until it is.
+
+    The errors pass through a FIFO queue of ``queue`` transitions. Each update trains g on the oldest entries and puts the newest in
+    their place, so g always speaks of a model as old as the queue is long. r = 0 until the queue is full and g is fitted.
+    """
+
+    needs_target: ClassVar[bool] = True
+    feats: Tensor
+    actions: Tensor
+    errors: Tensor
+    weights: Tensor
+    pushed: Tensor
+
+    def __init__(self, dims: Dims, hidden: int = 256, queue: int = 16384):
+        super().__init__()
+        self.predictor = ErrorPredictor(dims.feat, dims.action, hidden)
+        self.gate = FitGate()
+        self.queue = queue
+        self.register_buffer("feats", torch.zeros(queue, dims.feat))
+        self.register_buffer("actions", torch.zeros(queue, dims.action))
+        self.register_buffer("errors", torch.zeros(queue))
+        self.register_buffer("weights", torch.zeros(queue, dtype=torch.bool))  # false: empty, or not a transition
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def reward(self, t: Transition) -> Tensor:
+        return self.gate.opened * (self.predictor(t.feat, t.action) - log_mse(t))
+
+    def loss(self, t: Transition) -> Losses:
+        count = t.mask.numel()
+        if count > self.queue:
+            raise ValueError(f"curiosity.queue = {self.queue} must hold one batch of {count} transitions; raise it")
+        slots = (self.pushed + torch.arange(count, device=t.mask.device)) % self.queue
+        # Clones: the slots are overwritten below, while backward still needs what they held.
+        feat, action = self.feats[slots].clone(), self.actions[slots].clone()
+        error, weight = self.errors[slots].clone(), self.weights[slots].clone()
+        loss = masked_mean((self.predictor(feat, action) - error).square(), weight)
+        with torch.no_grad():
+            self.gate.update(loss, (self.pushed >= self.queue).to(loss.dtype))
+            self.feats[slots] = t.feat.flatten(0, -2)
+            self.actions[slots] = t.action.flatten(0, -2)
+            self.errors[slots] = log_mse(t).flatten()
+            self.weights[slots] = t.mask.flatten()
+            self.pushed += count
+        return {"error_predictor": loss}
+
+
+class LPMGuide(IntrinsicReward):
+    """The guide's formula to the letter: r = predicted error - actual error, the predictor fitted to the *current* error.
+
+    Without lag and gate it measures the predictor's own misfit, not the world model's progress. Kept for comparison.
+    """
+
+    needs_target: ClassVar[bool] = True
+
+    def __init__(self, dims: Dims, hidden: int = 256):
+        super().__init__()
+        self.predictor = ErrorPredictor(dims.feat, dims.action, hidden)
+
+    @torch.no_grad()
+    def reward(self, t: Transition) -> Tensor:
+        return self.predictor(t.feat, t.action) - log_mse(t)
+
+    def loss(self, t: Transition) -> Losses:
+        return {"error_predictor": masked_mean((self.predictor(t.feat, t.action) - log_mse(t)).square(), t.mask)}
+
+
+class LPMDual(IntrinsicReward):
+    """Ours: r = g_before - g_now, two conditional expectations, so aleatoric noise cancels exactly and dreams need no distillation.
+
+    g_now is fitted to current errors; g_before follows it slowly. Until g_now is fitted they are one, and r = 0.
+    Kin of gamma-Progress (Kim et al., arXiv 2007.07853).
+    """
+
+    def __init__(self, dims: Dims, hidden: int = 256, rate: float = 0.01):
+        super().__init__()
+        self.now = ErrorPredictor(dims.feat, dims.action, hidden)
+        self.before = copy.deepcopy(self.now).requires_grad_(False)
+        self.gate = FitGate()
+        self.rate = rate
+
+    @torch.no_grad()
+    def reward(self, t: Transition) -> Tensor:
+        return self.gate.opened * (self.before(t.feat, t.action) - self.now(t.feat, t.action))
+
+    def loss(self, t: Transition) -> Losses:
+        loss = masked_mean((self.now(t.feat, t.action) - log_mse(t)).square(), t.mask)
+        with torch.no_grad():
+            self.gate.update(loss, torch.ones_like(loss))
+            rate = torch.where(self.gate.opened > 0, self.rate, 1.0)
+            for before, now in zip(self.before.parameters(), self.now.parameters(), strict=True):
+                before.lerp_(now, rate)
+        return {"error_predictor": loss}

@@ -1,0 +1,63 @@
+"""What can be put around a bonus: ``Distilled`` carries it into dreams, ``Normalized`` gives it a common scale."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dreamer_lpm.curiosity.base import Dims, IntrinsicReward, Losses, Transition
+from dreamer_lpm.nets import masked_mean, mlp
+
+
+class Distilled(IntrinsicReward):
+    """A head that regresses the inner bonus on (feat, action), and answers in its place, in replay as in dreams.
+
+    A regression delivers the *expectation* of the bonus, which is what LPM's theory speaks of; a single sample of it may have any sign.
+    """
+
+    def __init__(self, inner: IntrinsicReward, dims: Dims, hidden: int = 256):
+        super().__init__()
+        self.inner = inner
+        self.head = mlp(dims.feat + dims.action, hidden, 1, 1, zero=True)
+
+    def _expected(self, t: Transition) -> Tensor:
+        out: Tensor = self.head(torch.cat([t.feat, t.action], -1))
+        return out.squeeze(-1).float()
+
+    @torch.no_grad()
+    def reward(self, t: Transition) -> Tensor:
+        return self._expected(t)
+
+    def loss(self, t: Transition) -> Losses:
+        target = self.inner.reward(t)
+        return {**self.inner.loss(t), "distilled": masked_mean((self._expected(t) - target).square(), t.mask)}
+
+
+class Normalized(IntrinsicReward):
+    """The inner bonus divided by its running standard deviation over *replayed steps* (all of them, batch and time alike).
+
+    The mean stays: dividing must not turn "pays nothing" into "pays less than average".
+    """
+
+    moment: Tensor
+    mean: Tensor
+    count: Tensor
+
+    def __init__(self, inner: IntrinsicReward, rate: float = 0.01):
+        super().__init__()
+        self.inner, self.rate = inner, rate
+        for name in ("moment", "mean", "count"):
+            self.register_buffer(name, torch.zeros(()))
+
+    @torch.no_grad()
+    def reward(self, t: Transition) -> Tensor:
+        return self.inner.reward(t) / (self.moment - self.mean.square()).clamp(min=1e-8).sqrt()
+
+    def loss(self, t: Transition) -> Losses:
+        with torch.no_grad():
+            bonus = self.inner.reward(t)
+            self.count += 1
+            rate = self.rate / (1 - (1 - self.rate) ** self.count)
+            self.mean.lerp_(masked_mean(bonus, t.mask), rate)
+            self.moment.lerp_(masked_mean(bonus.square(), t.mask), rate)
+        return self.inner.loss(t)

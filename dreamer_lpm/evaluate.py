@@ -1,0 +1,192 @@
+"""Playing with a trained agent: episodes, their score and their video, and ``load`` for everybody else's programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from dreamer_lpm.agent import Agent, AgentConfig, Carry, Policy
+from dreamer_lpm.curiosity import Transition
+from dreamer_lpm.envs import Envs
+from dreamer_lpm.report.video import EpisodeTrace
+from dreamer_lpm.settings import from_plain, to_plain
+from dreamer_lpm.types import ActionSpec, UserError
+from dreamer_lpm.world import Latent
+
+FORMAT = 1  # of an agent file
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What N evaluation episodes gave."""
+
+    returns: list[float]
+    lengths: list[int]  # agent steps
+    tv_shares: list[float]  # of an episode's steps, in [0, 1]
+
+    def row(self) -> dict[str, Any]:
+        """As a row of metrics."""
+        return {
+            "return_mean": float(np.mean(self.returns)),
+            "return_std": float(np.std(self.returns)),
+            "returns": self.returns,
+            "length_mean": float(np.mean(self.lengths)),
+            "tv_share": float(np.mean(self.tv_shares)),
+        }
+
+
+def evaluate(
+    agent: Agent, make: Callable[[], gym.Env[Any, Any]], *, episodes: int, seed: int, policy: Policy = "mode"
+) -> Scores:
+    """Play ``episodes`` whole episodes side by side in one env each, on seeds of their own.
+
+    The agent's generator is put back afterwards: evaluating never changes the training that follows.
+    """
+    envs = Envs(make, episodes, seed)
+    kept = agent.generator.get_state()
+    agent.generator.manual_seed(seed)
+    returns, lengths, watched = np.zeros(episodes), np.zeros(episodes, int), np.zeros(episodes)
+    playing = np.ones(episodes, bool)
+    carry, row = agent.begin(episodes), envs.reset_row()
+    try:
+        while playing.any():
+            carry = agent.act(carry, row, policy)
+            row = envs.step(carry.action.cpu().numpy())
+            returns += np.where(playing, row["reward"], 0.0)
+            lengths += playing
+            watched += playing & row["tv_on"]
+            playing &= ~row["is_last"]
+    finally:
+        agent.generator.set_state(kept)
+        envs.close()
+    return Scores(returns.tolist(), lengths.tolist(), (watched / lengths).tolist())
+
+
+@torch.no_grad()
+def record(
+    agent: Agent,
+    make: Callable[[], gym.Env[Any, Any]],
+    *,
+    seed: int,
+    policy: Policy = "mode",
+    title: str = "",
+    has_tv: bool,
+) -> EpisodeTrace:
+    """Play one episode and keep what the env showed, what the model made of it, and what it had expected."""
+    envs = Envs(make, 1, seed)
+    kept = agent.generator.get_state()
+    agent.generator.manual_seed(seed)
+    frames: dict[str, list[Any]] = {k: [] for k in ("obs", "reward", "tv_on", "bonus", "seen", "expected")}
+    carry, row = agent.begin(1), envs.reset_row()
+    try:
+        while True:
+            before, carry = carry, agent.act(carry, row, policy)
+            frames["obs"].append(row["obs"][0])
+            frames["reward"].append(float(row["reward"][0]))
+            frames["tv_on"].append(bool(row["tv_on"][0]))
+            frames["seen"].append(_picture(agent.world.decoder(carry.latent.feat)))
+            frames["expected"].append(_picture(agent.world.predict(carry.latent)))
+            frames["bonus"].append(0.0 if row["is_first"][0] else _bonus(agent, before.latent, row, carry.latent))
+            if row["is_last"][0]:
+                break
+            row = envs.step(carry.action.cpu().numpy())
+    finally:
+        agent.generator.set_state(kept)
+        envs.close()
+    array = {k: np.stack(v) for k, v in frames.items()}
+    curious = agent.cfg.curiosity != "none"
+    return EpisodeTrace(
+        obs=array["obs"], reward=array["reward"], reconstruction=array["seen"], prediction=array["expected"],
+        tv_on=array["tv_on"] if has_tv else None, bonus=array["bonus"] if curious else None, title=title,
+    )  # fmt: skip
+
+
+def _picture(decoded: Tensor) -> np.ndarray:
+    """(1, 64, 64, 3) in [0, 1] -> (64, 64, 3) uint8."""
+    out: np.ndarray = (decoded[0].float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+    return out
+
+
+def _bonus(agent: Agent, before: Latent, row: Mapping[str, np.ndarray], after: Latent) -> float:
+    action = torch.as_tensor(row["action"], device=agent.device)
+    mask = torch.ones(1, dtype=torch.bool, device=agent.device)
+    return float(agent.curiosity.reward(Transition(before.feat, action, after.feat, mask)))
+
+
+def save_agent(path: Path, agent: Agent, about: Mapping[str, Any]) -> None:
+    """Write an agent that ``torch.load(path, weights_only=True)`` and :func:`load` can read. Atomic.
+
+    ``about``: plain data to carry along, such as the env it was trained in.
+    """
+    scratch = path.with_name(path.name + ".tmp")
+    torch.save(
+        {
+            "format": FORMAT,
+            "config": to_plain(agent.cfg),
+            "spec": dataclasses.asdict(agent.spec),
+            "about": dict(about),
+            "weights": agent.state_dict(),
+        },
+        scratch,
+    )
+    scratch.replace(path)
+
+
+class Player:
+    """A trained agent, ready to be asked: ``action = player.act(obs)``. It remembers; call ``reset`` when an episode begins."""
+
+    def __init__(self, agent: Agent, about: dict[str, Any]):
+        self.agent, self.about = agent, about
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the past: the next picture is the first of an episode."""
+        self._carry: Carry = self.agent.begin(1)
+        self._first = True
+
+    def act(self, obs: np.ndarray, *, policy: Policy = "mode") -> np.ndarray | int:
+        """The action for a picture (64, 64, 3) uint8: a float32 array (A,) in [-1, 1], or the number of a discrete choice.
+
+        Raises UserError for a picture of another shape or dtype.
+        """
+        size = self.agent.world.encoder.frame
+        if obs.shape != (size, size, 3) or obs.dtype != np.uint8:
+            raise UserError(
+                f"act() wants a uint8 picture ({size}, {size}, 3), got {obs.dtype} {obs.shape}; shrink it with cv2.resize(..., interpolation=cv2.INTER_AREA)."
+            )
+        row = {"obs": obs[None], "action": self._carry.action.cpu().numpy(), "is_first": np.array([self._first])}
+        self._carry, self._first = self.agent.act(self._carry, row, policy), False
+        action: np.ndarray = self._carry.action[0].cpu().numpy()
+        return int(action.argmax()) if self.agent.spec.is_discrete else action
+
+
+def load(path: str | Path, device: str = "cpu") -> Player:
+    """Read an agent file such as ``agent_lpm.pth``. Runs no code from the file.
+
+    Raises UserError when the file is missing, damaged, or not an agent of this project.
+    """
+    try:
+        data = torch.load(path, map_location=device, weights_only=True)
+        config, spec, weights = data["config"], ActionSpec(**data["spec"]), data["weights"]
+        known = data["format"] == FORMAT
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist; train one first: python3 train_lpm.py --steps 10000 --noisy-tv"
+        ) from None
+    except Exception as error:  # noqa: BLE001  whatever a damaged or foreign file makes torch raise
+        raise UserError(
+            f"{path} is not an agent file of Dreamer-LPM, or it is damaged ({type(error).__name__})."
+        ) from None
+    if not known:
+        raise UserError(f"{path} has format {data['format']}, this version reads {FORMAT}; update dreamer-lpm.")
+    agent = Agent(from_plain(AgentConfig, config), spec, device=device)
+    agent.load_state_dict(weights)
+    return Player(agent.eval(), data["about"])

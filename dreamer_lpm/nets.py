@@ -1,0 +1,130 @@
+"""Building blocks of every network: layers, the symlog two-hot scalar, categorical latents, masked means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) ln(1 + |x|), elementwise (DreamerV3, eq. 9)."""
+    return torch.sign(x) * torch.log1p(x.abs())
+
+
+def symexp(x: Tensor) -> Tensor:
+    """Inverse of :func:`symlog`: sign(x) (exp(|x|) - 1)."""
+    return torch.sign(x) * torch.expm1(x.abs())
+
+
+class TwoHot(nn.Module):
+    """A scalar as a categorical over ``bins`` exponentially spaced values (DreamerV3, eq. 10).
+
+    The bins are ``symexp(linspace(-limit, limit, bins))``. A target becomes the two-hot weights of its two neighbours *in raw
+    units*, so the expectation of the distribution is unbiased: E[target] is what :meth:`mean` learns.
+    """
+
+    values: Tensor
+
+    def __init__(self, bins: int = 41, limit: float = 10.0):
+        super().__init__()
+        half = symexp(torch.linspace(0.0, limit, bins // 2 + 1, dtype=torch.float64))[1:].float()
+        # Mirrored by construction: a zero-initialised head then says exactly 0.
+        self.register_buffer("values", torch.cat([-half.flip(0), torch.zeros(1), half]), persistent=False)
+
+    @property
+    def bins(self) -> int:
+        return len(self.values)
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """Expectation. logits (..., bins) -> (...)."""
+        weighted = torch.softmax(logits, -1) * self.values
+        n = self.bins // 2
+        # Summed from the outside in by pairs, so that symmetric probabilities cancel without rounding.
+        return weighted[..., n] + (weighted[..., :n] + weighted[..., n + 1 :].flip(-1)).sum(-1)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Two-hot weights of ``x``, clipped to the outer bins. x (...) -> (..., bins), each row sums to 1."""
+        x = x.clamp(self.values[0], self.values[-1])
+        above = torch.searchsorted(self.values, x.contiguous()).clamp(1, self.bins - 1)
+        low, high = self.values[above - 1], self.values[above]
+        weight = ((x - low) / (high - low)).unsqueeze(-1)
+        below = F.one_hot(above - 1, self.bins)
+        return below * (1 - weight) + F.one_hot(above, self.bins) * weight
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Cross entropy to the two-hot target. logits (..., bins), target (...) -> (...), >= 0."""
+        assert logits.shape[:-1] == target.shape, (logits.shape, target.shape)
+        return -(self.encode(target.detach()) * torch.log_softmax(logits.float(), -1)).sum(-1)
+
+
+def unimix_log_probs(logits: Tensor, unimix: float) -> Tensor:
+    """Log-probabilities of softmax(logits) mixed with ``unimix`` of the uniform. (..., S, C) -> (..., S, C)."""
+    probs = torch.softmax(logits.float(), -1)
+    return torch.log(probs * (1 - unimix) + unimix / logits.shape[-1])
+
+
+def gumbel(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise on the generator's device: argmax(log p + gumbel) is a sample of p."""
+    u = torch.rand(tuple(shape), generator=generator, device=generator.device)
+    return -torch.log(-torch.log(u.clamp(1e-20, 1 - 1e-7)))
+
+
+def one_hot_straight_through(log_probs: Tensor, noise: Tensor | None) -> Tensor:
+    """One-hot sample (or mode, when ``noise`` is None) whose gradient is that of the probabilities. (..., C) -> (..., C)."""
+    choice = (log_probs if noise is None else log_probs + noise).argmax(-1)
+    hard = F.one_hot(choice, log_probs.shape[-1]).to(log_probs.dtype)
+    if not log_probs.requires_grad:
+        return hard
+    probs = log_probs.exp()
+    return hard + probs - probs.detach()
+
+
+def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) in nats, summed over the S independent categoricals. (..., S, C) -> (...)."""
+    return (log_p.exp() * (log_p - log_q)).sum((-2, -1))
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x where mask is true; 0 where it nowhere is. x, mask (same shape) -> ()."""
+    assert x.shape == mask.shape, (x.shape, mask.shape)
+    weight = mask.to(x.dtype)
+    return (x * weight).sum() / weight.sum().clamp(min=1.0)
+
+
+def mlp(inputs: int, hidden: int, layers: int, outputs: int, *, zero: bool = False) -> nn.Sequential:
+    """``layers`` x (Linear, LayerNorm, SiLU), then Linear. ``zero`` starts the output at 0, as DreamerV3 does for reward and value."""
+    blocks: list[nn.Module] = []
+    for i in range(layers):
+        blocks += [
+            nn.Linear(inputs if i == 0 else hidden, hidden, bias=False),
+            nn.LayerNorm(hidden, eps=1e-3),
+            nn.SiLU(),
+        ]
+    last = nn.Linear(hidden, outputs)
+    if zero:
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(*blocks, last)
+
+
+class BlockLinear(nn.Module):
+    """Linear layer that is block-diagonal over ``blocks`` groups (DreamerV3's recurrent core). (..., I) -> (..., O).
+
+    Raises ValueError when the sizes do not divide by ``blocks``.
+    """
+
+    def __init__(self, inputs: int, outputs: int, blocks: int):
+        super().__init__()
+        if inputs % blocks or outputs % blocks:
+            raise ValueError(f"BlockLinear: {inputs} -> {outputs} do not divide into {blocks} blocks")
+        self.blocks = blocks
+        bound = (inputs // blocks) ** -0.5
+        self.weight = nn.Parameter(torch.empty(blocks, inputs // blocks, outputs // blocks).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = x.shape[:-1]
+        grouped = x.reshape(-1, self.blocks, x.shape[-1] // self.blocks).transpose(0, 1)
+        return torch.bmm(grouped, self.weight).transpose(0, 1).reshape(*lead, -1)

@@ -1,0 +1,478 @@
+"""A training run: its settings, everything of it that survives a restart, and the loop.
+
+from dreamer_lpm.train import RunConfig, train
+train(RunConfig(steps=10_000, noisy_tv=True), Path("runs/mine"))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from dreamer_lpm import checkpoint
+from dreamer_lpm.agent import Agent, AgentConfig, Carry
+from dreamer_lpm.envs import EnvConfig, Envs, make_env
+from dreamer_lpm.evaluate import Scores, evaluate, record, save_agent
+from dreamer_lpm.machine import keep_freed_memory, pick_device, pick_precision, pick_threads
+from dreamer_lpm.noisy_tv import ImageSource, TVImages, TVSpec, load_images
+from dreamer_lpm.replay import Replay
+from dreamer_lpm.report.metrics import MetricsLog, Sink, TensorBoardSink, WandbSink
+from dreamer_lpm.report.plots import plot_run
+from dreamer_lpm.report.progress import Progress
+from dreamer_lpm.report.strict_json import dumps, write_atomically
+from dreamer_lpm.report.summary import git_revision, versions, write_summary
+from dreamer_lpm.report.video import episode_video
+from dreamer_lpm.settings import to_plain
+from dreamer_lpm.types import UserError
+from dreamer_lpm.world import Latent
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+EVAL_SEED = 1_000_003  # evaluation episodes are none of the training's
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that defines a run. On the command line each field is a flag; in a config file each is a key."""
+
+    steps: int = 200_000
+    """Env steps to train for (with action repeat, an agent step is several)."""
+    env_name: str = "Pendulum-v1"
+    """Any Gymnasium id whose env can draw itself."""
+    noisy_tv: bool = False
+    """Put the Noisy TV in front of the env."""
+    tv_images: str = "auto"
+    """What the TV shows: auto (CIFAR-10 if it can be had within seconds, else photos), cifar10, photos, static, digits, folder:PATH."""
+    tv: TVSpec = field(default_factory=TVSpec)
+    """When, where and how the TV shows it."""
+    data_dir: Path | None = None
+    """Where downloaded pictures are kept (default: the user's cache folder)."""
+    seed: int = 0
+    """Seed of everything: env, TV, replay, networks."""
+    batch_size: int = 16
+    """B, sequences per update."""
+    seq_length: int = 32
+    """T, agent steps per sequence."""
+    update_every: float = 4.0
+    """Env steps between two updates."""
+    prefill: int = 1_000
+    """Env steps of random actions before the first update."""
+    replay_capacity: int = 200_000
+    """Agent steps that the replay holds, at most (12.4 kB each)."""
+    num_envs: int = 1
+    """N, envs stepped side by side."""
+    action_repeat: int | None = None
+    """Env steps per agent step (default: 2 for Pendulum, else 1)."""
+    time_limit: int | None = None
+    """Env steps after which an episode is cut (default: the env's own)."""
+    agent: Annotated[AgentConfig, tyro.conf.arg(name="")] = field(default_factory=AgentConfig)
+    device: Device = "auto"
+    """Where to learn: auto takes CUDA, then MPS, then CPU."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the networks: auto takes bf16 where the device has it in hardware."""
+    threads: int = 0
+    """CPU threads of torch; 0 leaves it to the program (2 at most: small networks gain nothing from more)."""
+    eval_every: int = 5_000
+    """Env steps between evaluations; 0 evaluates only at the end."""
+    eval_episodes: int = 5
+    """Episodes of each evaluation; the last one plays twice as many."""
+    log_every: int = 200
+    """Env steps between two lines of training metrics."""
+    checkpoint_every: int = 5_000
+    """Env steps between checkpoints."""
+    wandb: bool = False
+    """Also log to Weights & Biases (needs the extra: pip install "dreamer-lpm[wandb]")."""
+    wandb_project: str = "dreamer-lpm"
+    wandb_entity: str | None = None
+    wandb_run_name: str | None = None
+
+    def __post_init__(self) -> None:
+        positive = (
+            "steps",
+            "batch_size",
+            "seq_length",
+            "update_every",
+            "replay_capacity",
+            "num_envs",
+            "eval_episodes",
+            "log_every",
+            "checkpoint_every",
+        )
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} must be above 0, not {getattr(self, name)}.")
+        for name in ("seed", "prefill", "eval_every", "threads"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be 0 or more, not {getattr(self, name)}.")
+
+    def env(self, *, tv_on: bool = True) -> EnvConfig:
+        """The env of this run; ``tv_on=False`` is the same with the TV's control "off"."""
+        spec = None
+        if self.noisy_tv:
+            images = self.tv_images if self.tv_images != "auto" else self.tv.source
+            spec = dataclasses.replace(self.tv, source=images, control=self.tv.control if tv_on else "off")
+        return EnvConfig(self.env_name, action_repeat=self.action_repeat, time_limit=self.time_limit, tv=spec)
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and is saved. ``signum`` is the signal that asked."""
+
+    def __init__(self, signum: int):
+        super().__init__(signum)
+        self.signum = signum
+
+
+@dataclass
+class Tally:
+    """Running counts of the training so far; plain numbers, saved as JSON."""
+
+    updates: int = 0
+    returns: list[float] = field(default_factory=lambda: [0.0])  # of each env's episode under way
+    lengths: list[int] = field(default_factory=lambda: [0])
+    watched: list[int] = field(default_factory=lambda: [0])  # TV steps of the episode under way
+    rows: int = 0  # agent steps of all envs
+    tv_rows: int = 0  # those with the TV on
+    logged: int = 0  # env steps at the last line of training metrics
+    evaluated: int = 0
+    saved: int = 0
+    seconds: float = 0.0  # of wall time, over all sessions
+
+
+class State:
+    """Everything that survives a restart, generators included."""
+
+    def __init__(self, cfg: RunConfig, images: ImageSource | None):
+        self.cfg = cfg
+        seeds = np.random.SeedSequence(cfg.seed).spawn(3)  # one tree: envs (and their TVs), replay, networks
+        env_seed, agent_seed = (int(s.generate_state(1)[0]) for s in (seeds[0], seeds[2]))
+        self.envs = Envs(lambda: make_env(cfg.env(), images=images), cfg.num_envs, env_seed)
+        self.device = pick_device(cfg.device)
+        self.agent = Agent(
+            cfg.agent, self.envs.action_spec, seed=agent_seed, device=self.device, bf16=cfg.precision == "bf16"
+        )
+        self.rng = np.random.default_rng(seeds[1])
+        self.replay = Replay(cfg.replay_capacity // cfg.num_envs, self._fields(), cfg.num_envs, self.device)
+        self.carry = self.agent.begin(cfg.num_envs)
+        self.row: dict[str, np.ndarray] = {}
+        self.tally = Tally(returns=[0.0] * cfg.num_envs, lengths=[0] * cfg.num_envs, watched=[0] * cfg.num_envs)
+        self.sums: dict[str, Tensor] = {}  # training metrics since the last line
+        self.summed = 0
+        self.saved_rows = 0
+        self.pieces: list[Path] = []
+
+    def remember(self) -> None:
+        """Put the row just seen into the replay, with the latent that the agent made of it."""
+        rssm = self.cfg.agent.world.rssm
+        classes = self.carry.latent.stoch.unflatten(-1, (rssm.stoch, rssm.classes)).argmax(-1)
+        row = {name: torch.from_numpy(value) for name, value in self.row.items()}
+        self.replay.add({**row, "deter": self.carry.latent.deter, "stoch": classes.to(torch.uint8)})
+
+    def learn(self) -> None:
+        """One update from one sampled batch."""
+        metrics = self.agent.update(self.replay.sample(self.rng, self.cfg.batch_size, self.cfg.seq_length))
+        self.sums = {k: v + self.sums[k] if self.summed else v for k, v in metrics.items()}
+        self.summed += 1
+        self.tally.updates += 1
+
+    def _fields(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        rssm = self.cfg.agent.world.rssm
+        return {
+            "obs": ((64, 64, 3), torch.uint8),
+            "action": ((self.envs.action_spec.size,), torch.float32),
+            "reward": ((), torch.float32),
+            **dict.fromkeys(("is_first", "is_last", "is_terminal", "tv_on"), ((), torch.bool)),
+            "deter": ((rssm.deter,), torch.float32),
+            "stoch": ((rssm.stoch,), torch.uint8),
+        }
+
+    @property
+    def step(self) -> int:
+        """Env steps taken."""
+        return self.envs.env_steps
+
+    def save(self, run_dir: Path, metrics_at: int) -> None:
+        """Write a checkpoint."""
+        if self.replay.added > self.saved_rows:
+            self.pieces.append(checkpoint.save_rows(run_dir, self.saved_rows, self.replay.rows(self.saved_rows)))
+            self.saved_rows = self.replay.added
+        tensors = {
+            "agent": self.agent.state_dict(),
+            "optimizer": self.agent.optimizer.state_dict(),
+            "generator": self.agent.generator.get_state(),
+            "carry": [self.carry.latent.deter, self.carry.latent.stoch, self.carry.action],
+            "sums": self.sums,
+        }
+        self.tally.saved = self.step
+        plain = {
+            "envs": self.envs.state_dict(),
+            "rng": self.rng.bit_generator.state,
+            "tally": dataclasses.asdict(self.tally),
+            "summed": self.summed,
+            "metrics_at": metrics_at,
+        }
+        checkpoint.save(run_dir, self.step, tensors, plain, self.pieces)
+
+    def restore(self, saved: checkpoint.Saved) -> int:
+        """Become what was saved; returns where the metrics go on."""
+        self.agent.load_state_dict(saved.tensors["agent"])
+        self.agent.optimizer.load_state_dict(saved.tensors["optimizer"])
+        self.agent.generator.set_state(saved.tensors["generator"])
+        deter, stoch, action = (x.to(self.device) for x in saved.tensors["carry"])
+        self.carry = Carry(Latent(deter, stoch), action)
+        self.sums, self.summed = {k: v.to(self.device) for k, v in saved.tensors["sums"].items()}, saved.plain["summed"]
+        self.row = self.envs.load_state_dict(saved.plain["envs"])
+        self.rng.bit_generator.state = saved.plain["rng"]
+        self.tally = Tally(**saved.plain["tally"])
+        for path in saved.replay:
+            self.replay.restore(int(path.stem.split("_")[1]), checkpoint.load_rows(path))
+        self.pieces, self.saved_rows = list(saved.replay), self.replay.added
+        return int(saved.plain["metrics_at"])
+
+
+def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False) -> Report:
+    """Start a run in ``run_dir``, or go on with the one there. Returns what it left behind.
+
+    Raises UserError before any work is lost, and Stopped, once all is saved, on SIGINT and SIGTERM.
+    """
+    if not resume and checkpoint.checkpoints(run_dir):
+        raise UserError(f"{run_dir} already holds a run: go on with --resume, or choose another --run-name.")
+    cfg = settled(cfg)
+    torch.set_num_threads(cfg.threads)
+    keep_freed_memory()
+    spec = cfg.env().tv
+    images, shown = load_images(spec.source, cfg.data_dir) if spec else (None, None)
+    state = State(cfg, images)
+    metrics_at = None
+    if resume:
+        saved, damaged = checkpoint.load_newest(run_dir)
+        metrics_at = state.restore(saved)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    about = {
+        "config": to_plain(cfg),
+        "tv_images": shown and dataclasses.asdict(shown),
+        "versions": versions(),
+        "git_revision": git_revision(),
+    }
+    write_atomically(run_dir / "config.json", dumps(about, indent=2) + "\n")
+    with ExitStack() as stack:
+        signals = stack.enter_context(_Signals())
+        log = stack.enter_context(MetricsLog(run_dir, _sinks(cfg, run_dir), resume_at=metrics_at))
+        bar = stack.enter_context(
+            Progress(
+                cfg.steps, state.step, title=f"{run_dir.name} ({state.device}, {cfg.precision}, {cfg.threads} threads)"
+            )
+        )
+        if spec and shown:
+            bar.say(f"{spec.describe()} {shown.reason}")
+        if resume:
+            for line in damaged:
+                bar.say(f"Passed over a damaged checkpoint: {line}")
+            bar.say(f"Resumed at {state.step:,} steps.")
+        run = _Run(cfg, run_dir, state, images, log, bar)
+        run.loop(signals)
+        return run.finish(shown)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a finished run left behind."""
+
+    summary: dict[str, Any]
+    agent: Path
+    video: Path
+    curves: Path
+
+
+def settled(cfg: RunConfig) -> RunConfig:
+    """The config with what was left to the machine decided, so that a resumed run computes the same bits."""
+    device = pick_device(cfg.device)
+    return dataclasses.replace(
+        cfg, device=device.type, precision=pick_precision(cfg.precision, device), threads=pick_threads(cfg.threads)
+    )
+
+
+class _Signals:
+    """Notes SIGINT and SIGTERM while active, instead of dying; the loop looks at ``caught`` between steps."""
+
+    def __init__(self) -> None:
+        self.caught: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._before[signum] = signal.signal(signum, self._note)
+        return self
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.caught = signum
+        # A second one, for those who cannot wait, does what it always did.
+        signal.signal(signum, self._before[signum])
+
+    def __exit__(self, *exc: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+
+def _sinks(cfg: RunConfig, run_dir: Path) -> list[Sink]:
+    sinks: list[Sink] = [TensorBoardSink(run_dir)]
+    if cfg.wandb:
+        name = cfg.wandb_run_name or run_dir.name
+        sinks.append(WandbSink(cfg.wandb_project, cfg.wandb_entity, name, to_plain(cfg), directory=run_dir))
+    return sinks
+
+
+class _Run:
+    """The loop over one State, with everything it reports to."""
+
+    def __init__(
+        self, cfg: RunConfig, run_dir: Path, state: State, images: ImageSource | None, log: MetricsLog, bar: Progress
+    ):
+        self.cfg, self.run_dir, self.state, self.images, self.log, self.bar = cfg, run_dir, state, images, log, bar
+        self.clock = time.monotonic()
+        self.recent = deque[bool](maxlen=500)  # of TV on/off, for the screen alone
+
+    def loop(self, signals: _Signals) -> None:
+        """Act, remember, learn, report; until the steps are done or somebody asks to stop."""
+        s, tally = self.state, self.state.tally
+        if not s.row:
+            s.row = s.envs.reset_row()
+        while s.step < self.cfg.steps:
+            s.carry = s.agent.act(s.carry, s.row, "random" if s.step < self.cfg.prefill else "sample")
+            s.remember()
+            s.row = s.envs.step(s.carry.action.cpu().numpy())
+            self._count(s.row)
+            while s.step >= self.cfg.prefill and tally.updates < (s.step - self.cfg.prefill) / self.cfg.update_every:
+                s.learn()
+            self._log()
+            if self.cfg.eval_every and s.step - tally.evaluated >= self.cfg.eval_every and s.step < self.cfg.steps:
+                self._evaluate(self.cfg.eval_episodes)
+            if signals.caught is not None or s.step - tally.saved >= self.cfg.checkpoint_every:
+                self._save()
+            if signals.caught is not None:
+                raise Stopped(signals.caught)
+
+    def _count(self, row: dict[str, np.ndarray]) -> None:
+        """Take the new row into the tally; report the episodes that end with it."""
+        tally = self.state.tally
+        tally.rows += int((~row["is_first"]).sum())
+        tally.tv_rows += int(row["tv_on"].sum())
+        self.recent.extend(bool(x) for x in row["tv_on"])
+        for i in range(self.cfg.num_envs):
+            tally.returns[i] += float(row["reward"][i])
+            tally.lengths[i] += int(not row["is_first"][i])
+            tally.watched[i] += int(row["tv_on"][i])
+            if row["is_last"][i]:
+                share = tally.watched[i] / tally.lengths[i]
+                self.log.write(
+                    self.state.step,
+                    "episode",
+                    {"return": tally.returns[i], "length": tally.lengths[i], "tv_share": share},
+                )
+                self.bar.update(self.state.step, episode_return=tally.returns[i], tv_share=self._tv_share())
+                tally.returns[i], tally.lengths[i], tally.watched[i] = 0.0, 0, 0
+
+    def _tv_share(self) -> float | None:
+        return sum(self.recent) / len(self.recent) if self.cfg.noisy_tv and self.recent else None
+
+    def _log(self) -> None:
+        s, tally = self.state, self.state.tally
+        self.bar.update(s.step)
+        if s.step - tally.logged < self.cfg.log_every:
+            return
+        passed = s.step - tally.logged
+        tally.logged = s.step
+        if s.summed == 0:
+            return
+        values = {k: float(v) / s.summed for k, v in s.sums.items()}
+        now = time.monotonic()
+        tally.seconds += now - self.clock
+        values["wall_steps_per_s"] = passed / (now - self.clock)
+        self.clock = now
+        self.log.write(s.step, "train", {"updates": tally.updates, **values})
+        s.sums, s.summed = {}, 0
+
+    def _make(self, *, tv_on: bool) -> Callable[[], gym.Env[Any, Any]]:
+        return lambda: make_env(self.cfg.env(tv_on=tv_on), images=self.images)
+
+    def _evaluate(self, episodes: int) -> tuple[Scores, Path]:
+        """Play with the policy's mode, the TV as in training and switched off; film one episode."""
+        s = self.state
+        s.tally.evaluated = s.step
+        self.bar.update(s.step, note="evaluating")
+        scores = evaluate(s.agent, self._make(tv_on=True), episodes=episodes, seed=EVAL_SEED)
+        self.log.write(s.step, "eval", {"arm": "as_trained", **scores.row()})
+        if self.cfg.noisy_tv:
+            off = evaluate(s.agent, self._make(tv_on=False), episodes=episodes, seed=EVAL_SEED)
+            self.log.write(s.step, "eval", {"arm": "tv_off", **off.row()})
+        trace = record(
+            s.agent,
+            self._make(tv_on=True),
+            seed=EVAL_SEED,
+            title=f"{self.run_dir.name} after {s.step:,} steps",
+            has_tv=self.cfg.noisy_tv,
+        )
+        video = episode_video(self.run_dir / "videos" / f"eval_iter_{s.step}_ep_0.mp4", trace)
+        self.bar.say(f"{s.step:,} steps: evaluation return {np.mean(scores.returns):.1f} (mean of {episodes})")
+        return scores, video
+
+    def _save(self) -> None:
+        self.state.save(self.run_dir, self.log.position())
+
+    def finish(self, shown: TVImages | None) -> Report:
+        """Last evaluation, agent file, curves, summary."""
+        s = self.state
+        scores, video = self._evaluate(2 * self.cfg.eval_episodes)
+        self._save()
+        about = {
+            "env": self.cfg.env_name,
+            "noisy_tv": self.cfg.noisy_tv,
+            "steps": s.step,
+            "seed": self.cfg.seed,
+            "run": to_plain(self.cfg),
+        }
+        agent = self.run_dir / "agent_lpm.pth"
+        save_agent(agent, s.agent, about)
+        summary = self._summary(scores, shown)
+        write_summary(self.run_dir, summary)
+        return Report(summary, agent, video, plot_run(self.run_dir))
+
+    def _summary(self, scores: Scores, shown: TVImages | None) -> dict[str, Any]:
+        s, spec = self.state, self.cfg.env().tv
+        space = make_env(dataclasses.replace(self.cfg.env(), tv=None)).unwrapped.action_space
+        return {
+            "env_steps": s.step,
+            "updates": s.tally.updates,
+            "wall_seconds": s.tally.seconds + time.monotonic() - self.clock,
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            * (1 if sys.platform == "darwin" else 1024),
+            "eval_return_mean": float(np.mean(scores.returns)),
+            "eval_returns": scores.returns,
+            "tv_share": s.tally.tv_rows / max(1, s.tally.rows) if spec else None,
+            "tv_chance": spec.chance_level(space) if spec else None,
+            "tv_images": dataclasses.asdict(shown) if shown else None,
+            "env_name": self.cfg.env_name,
+            "curiosity": self.cfg.agent.curiosity,
+            "seed": self.cfg.seed,
+            "device": self.cfg.device,
+            "precision": self.cfg.precision,
+            "threads": self.cfg.threads,
+            "versions": versions(),
+            "git_revision": git_revision(),
+        }

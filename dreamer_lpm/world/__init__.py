@@ -1,0 +1,20 @@
+"""The world model: codec, recurrent state-space model, heads."""
+
+from dreamer_lpm.world.codec import Decoder, Encoder
+from dreamer_lpm.world.heads import ContinueModel, RewardModel
+from dreamer_lpm.world.model import Dream, Losses, WorldConfig, WorldModel
+from dreamer_lpm.world.rssm import RSSM, Latent, RSSMConfig
+
+__all__ = [
+    "RSSM",
+    "ContinueModel",
+    "Decoder",
+    "Dream",
+    "Encoder",
+    "Latent",
+    "Losses",
+    "RSSMConfig",
+    "RewardModel",
+    "WorldConfig",
+    "WorldModel",
+]

@@ -1,0 +1,111 @@
+"""The world model: what it learns from sequences (``loss``), how it watches (``observe_step``) and how it dreams (``imagine``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dreamer_lpm.nets import categorical_kl
+from dreamer_lpm.types import ActionSpec, Batch
+from dreamer_lpm.world.codec import Decoder, Encoder
+from dreamer_lpm.world.heads import ContinueModel, RewardModel
+from dreamer_lpm.world.rssm import RSSM, Latent, RSSMConfig
+
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """Sizes and loss weights of the world model (DreamerV3, eq. 4 and 5)."""
+
+    rssm: RSSMConfig = field(default_factory=RSSMConfig)
+    depth: int = 16
+    """Channels of the first convolution."""
+    stages: tuple[tuple[int, int, int], ...] = ((8, 4, 1), (4, 2, 2), (4, 2, 4))
+    """Convolutions as (kernel, stride, channels / depth)."""
+    head_layers: int = 1
+    """Hidden layers of the reward and continue heads."""
+    free_nats: float = 1.0
+    """KL below this is not pushed further down (free bits)."""
+    dyn_scale: float = 1.0
+    """Weight of KL(sg(posterior) || prior): teaches the prior to predict."""
+    rep_scale: float = 0.1
+    """Weight of KL(posterior || sg(prior)): keeps the posterior predictable."""
+    recon_scale: float = 1.0
+    """Weight of the squared error, summed over the pixels in [0, 1]."""
+
+
+class Dream(NamedTuple):
+    """Imagined trajectories: state h is the one action h is taken in. H+1 states, H actions."""
+
+    feat: Tensor  # (H+1, B, F)
+    action: Tensor  # (H, B, A) as the environment would execute it
+    sampled: Tensor  # (H, B, A) as the policy drew it (before clipping)
+
+
+class WorldModel(nn.Module):
+    """Encoder, RSSM and heads, joined by one loss."""
+
+    def __init__(self, cfg: WorldConfig, spec: ActionSpec, size: int = 64):
+        super().__init__()
+        self.cfg = cfg
+        self.encoder = Encoder(cfg.depth, cfg.stages, size)
+        self.rssm = RSSM(cfg.rssm, spec.size, self.encoder.size)
+        self.decoder = Decoder(self.rssm.feat_size, cfg.depth, cfg.stages, size)
+        self.reward = RewardModel(self.rssm.feat_size, cfg.rssm.hidden, cfg.head_layers)
+        self.cont = ContinueModel(self.rssm.feat_size, cfg.rssm.hidden, cfg.head_layers)
+
+    def start(self, batch: Batch) -> Latent:
+        """The stored state before the first step: deter (B, D), stoch (B, S) classes -> Latent."""
+        classes = self.cfg.rssm.classes
+        stoch = torch.nn.functional.one_hot(batch.stoch.long(), classes).flatten(-2).to(batch.deter.dtype)
+        return Latent(batch.deter, stoch)
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Losses, Latent, Tensor]:
+        """World-model losses of a batch, every one (B, T); the latents (B, T, ...); the reconstruction (B, T, 64, 64, 3)."""
+        b, t = batch.reward.shape
+        noise = self.rssm.noise((b, t), generator)
+        embeds = self.encoder(batch.obs)
+        latents, post, prior = self.rssm.observe(self.start(batch), batch.action, embeds, batch.is_first, noise)
+        feat = latents.feat
+        picture = self.decoder(feat)
+        error = (picture - batch.obs.float() / 255).square().sum((-3, -2, -1))
+        free = self.cfg.free_nats
+        losses = {
+            "recon": self.cfg.recon_scale * error,
+            "dyn": self.cfg.dyn_scale * categorical_kl(post.detach(), prior).clamp(min=free),
+            "rep": self.cfg.rep_scale * categorical_kl(post, prior.detach()).clamp(min=free),
+            "reward": self.reward.loss(feat, batch.reward),
+            "cont": self.cont.loss(feat, batch.is_terminal),
+        }
+        assert all(x.shape == (b, t) for x in losses.values()), {k: v.shape for k, v in losses.items()}
+        return losses, latents, picture
+
+    @torch.no_grad()
+    def predict(self, latents: Latent) -> Tensor:
+        """What the model expected to see before it saw: the decoded *mode of the prior*, (..., 64, 64, 3).
+
+        The mode is a codeword that the decoder was trained on; the mean of a one-hot latent is not.
+        """
+        stoch = self.rssm.sample(self.rssm.prior(latents.deter), None)
+        picture: Tensor = self.decoder(Latent(latents.deter, stoch).feat)
+        return picture
+
+    @torch.no_grad()
+    def imagine(
+        self, start: Latent, policy: Callable[[Tensor], tuple[Tensor, Tensor]], horizon: int, generator: torch.Generator
+    ) -> Dream:
+        """Roll ``policy(feat) -> (executed, sampled)`` for ``horizon`` steps through the prior. start (B, ...) -> Dream."""
+        noise = self.rssm.noise((horizon, start.deter.shape[0]), generator)
+        state, feats, actions, samples = start, [start.feat], [], []
+        for n in noise.unbind(0):
+            action, sampled = policy(state.feat)
+            state = self.rssm.imagine_step(state, action, n)
+            feats.append(state.feat)
+            actions.append(action)
+            samples.append(sampled)
+        return Dream(torch.stack(feats), torch.stack(actions), torch.stack(samples))

@@ -1,0 +1,142 @@
+"""Recurrent state-space model with categorical latents (DreamerV2/V3): the memory and the dreams of the world model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dreamer_lpm.nets import BlockLinear, gumbel, mlp, one_hot_straight_through, unimix_log_probs
+
+
+class Latent(NamedTuple):
+    """The model's state: ``deter`` (..., D) remembers, ``stoch`` (..., S*C) is the flattened one-hot sample."""
+
+    deter: Tensor
+    stoch: Tensor
+
+    @property
+    def feat(self) -> Tensor:
+        """(..., F) = deter and stoch side by side."""
+        return torch.cat([self.deter, self.stoch], -1)
+
+    def detach(self) -> Latent:
+        return Latent(self.deter.detach(), self.stoch.detach())
+
+
+@dataclass(frozen=True)
+class RSSMConfig:
+    """Sizes of the recurrent state-space model."""
+
+    deter: int = 256
+    """D, units of the recurrent state."""
+    hidden: int = 256
+    """Width of the layers between."""
+    stoch: int = 16
+    """S, number of categorical latents."""
+    classes: int = 16
+    """C, classes of each."""
+    blocks: int = 1
+    """Block-diagonal groups of the recurrent core (1: dense; DreamerV3 uses 8)."""
+    unimix: float = 0.01
+    """Share of the uniform distribution mixed into every categorical."""
+
+
+class RSSM(nn.Module):
+    """h' = GRU(h, z, a);  prior p(z' | h');  posterior q(z' | h', embedding).
+
+    The action that *led to* an observation enters the step that ends in it. At ``is_first`` state and action are zeroed.
+    """
+
+    def __init__(self, cfg: RSSMConfig, action_size: int, embed_size: int):
+        super().__init__()
+        self.cfg = cfg
+        flat = cfg.stoch * cfg.classes
+        self.feat_size = cfg.deter + flat
+        self.in_stoch = nn.Linear(flat, cfg.hidden, bias=False)
+        self.in_action = nn.Linear(action_size, cfg.hidden)
+        self.in_norm = nn.LayerNorm(cfg.hidden, eps=1e-3)
+        self.core_in = nn.Linear(cfg.hidden, 3 * cfg.deter, bias=False)
+        self.core_rec: nn.Module = (
+            nn.Linear(cfg.deter, 3 * cfg.deter, bias=False)
+            if cfg.blocks == 1
+            else BlockLinear(cfg.deter, 3 * cfg.deter, cfg.blocks)
+        )
+        self.core_norm = nn.LayerNorm(3 * cfg.deter, eps=1e-3)
+        self.prior_net = mlp(cfg.deter, cfg.hidden, 1, flat)
+        self.post_deter = nn.Linear(cfg.deter, cfg.hidden, bias=False)
+        self.post_embed = nn.Linear(embed_size, cfg.hidden, bias=False)
+        self.post_norm = nn.LayerNorm(cfg.hidden, eps=1e-3)
+        self.post_out = nn.Linear(cfg.hidden, flat)
+
+    def initial(self, lead: tuple[int, ...], device: torch.device) -> Latent:
+        """The zero state, for the start of an episode."""
+        flat = self.cfg.stoch * self.cfg.classes
+        return Latent(torch.zeros(*lead, self.cfg.deter, device=device), torch.zeros(*lead, flat, device=device))
+
+    def noise(self, lead: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Gumbel noise for samples of ``lead`` states: (*lead, S, C). Drawn for a whole sequence at once."""
+        return gumbel((*lead, self.cfg.stoch, self.cfg.classes), generator)
+
+    def core(self, prev: Latent, action_in: Tensor) -> Tensor:
+        """One recurrent step. ``action_in`` (..., hidden) is the projected action; returns deter (..., D)."""
+        x = F.silu(self.in_norm(self.in_stoch(prev.stoch) + action_in))
+        gates = self.core_norm(self.core_in(x) + self.core_rec(prev.deter))
+        reset, candidate, update = gates.chunk(3, -1)
+        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+        update = torch.sigmoid(update - 1)  # biased towards remembering
+        return update * candidate + (1 - update) * prev.deter
+
+    def prior(self, deter: Tensor) -> Tensor:
+        """Log-probabilities of z given the past alone: (..., D) -> (..., S, C)."""
+        logits = self.prior_net(deter)
+        return unimix_log_probs(logits.unflatten(-1, (self.cfg.stoch, self.cfg.classes)), self.cfg.unimix)
+
+    def posterior(self, deter: Tensor, embed_in: Tensor) -> Tensor:
+        """Log-probabilities of z given the past and the picture. ``embed_in`` (..., hidden) is the projected embedding."""
+        logits = self.post_out(F.silu(self.post_norm(self.post_deter(deter) + embed_in)))
+        return unimix_log_probs(logits.unflatten(-1, (self.cfg.stoch, self.cfg.classes)), self.cfg.unimix)
+
+    def sample(self, log_probs: Tensor, noise: Tensor | None) -> Tensor:
+        """Flattened one-hot sample (mode without noise), straight-through. (..., S, C) -> (..., S*C)."""
+        return one_hot_straight_through(log_probs, noise).flatten(-2)
+
+    def observe_step(
+        self, prev: Latent, action: Tensor, embed: Tensor, is_first: Tensor, noise: Tensor | None
+    ) -> Latent:
+        """One filtering step while acting. prev (N, ...), action (N, A), embed (N, E), is_first (N,) -> Latent (N, ...)."""
+        keep = (~is_first).to(prev.deter.dtype).unsqueeze(-1)
+        prev = Latent(prev.deter * keep, prev.stoch * keep)
+        deter = self.core(prev, self.in_action(action * keep))
+        return Latent(deter, self.sample(self.posterior(deter, self.post_embed(embed)), noise))
+
+    def observe(
+        self, start: Latent, actions: Tensor, embeds: Tensor, is_first: Tensor, noise: Tensor
+    ) -> tuple[Latent, Tensor, Tensor]:
+        """Filter sequences. start (B, ...), actions (B, T, A), embeds (B, T, E), is_first (B, T), noise (B, T, S, C).
+
+        Returns latents (B, T, ...) and the log-probabilities of posterior and prior, each (B, T, S, C).
+        """
+        keep = (~is_first).to(actions.dtype).unsqueeze(-1)
+        # Whatever does not depend on the recurrence is projected for all steps in one product.
+        action_in = self.in_action(actions * keep)
+        embed_in = self.post_embed(embeds)
+        deters, stochs, posts = [], [], []
+        state = start
+        for a, e, k, n in zip(action_in.unbind(1), embed_in.unbind(1), keep.unbind(1), noise.unbind(1), strict=True):
+            deter = self.core(Latent(state.deter * k, state.stoch * k), a)
+            log_post = self.posterior(deter, e)
+            state = Latent(deter, self.sample(log_post, n))
+            deters.append(deter)
+            stochs.append(state.stoch)
+            posts.append(log_post)
+        latents = Latent(torch.stack(deters, 1), torch.stack(stochs, 1))
+        return latents, torch.stack(posts, 1), self.prior(latents.deter)
+
+    def imagine_step(self, prev: Latent, action: Tensor, noise: Tensor | None) -> Latent:
+        """One step of a dream: prev (..., ), action (..., A) -> Latent sampled from the prior (its mode without noise)."""
+        deter = self.core(prev, self.in_action(action))
+        return Latent(deter, self.sample(self.prior(deter), noise))

@@ -1,4 +1,7 @@
-"""The parts of the agent under the names that the guide uses. Each lives where the README's table says; change it there."""
+"""The parts of the agent under the names that the guide uses.
+
+Each lives where the README's table says; change it there.
+"""
 
 from dreamer_lpm.agent import Agent
 from dreamer_lpm.behavior import Actor, Critic

@@ -46,7 +46,10 @@ class Carry(NamedTuple):
 
 
 class Agent(nn.Module):
-    """Joins the three parts. All randomness comes from ``generator``, which is part of the state that survives a restart."""
+    """Joins the three parts.
+
+    All randomness comes from ``generator``, which is part of the state that survives a restart.
+    """
 
     def __init__(
         self,
@@ -122,7 +125,7 @@ class Agent(nn.Module):
         scalars = {**world, **curiosity, **behavior}
         total = torch.stack([x.float() for x in scalars.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        torch.autograd.backward(total)
         norms = {
             f"grad/{name}": nn.utils.clip_grad_norm_(part.parameters(), self.cfg.clip) for name, part in self._parts()
         }

@@ -1,4 +1,7 @@
-"""The actor-critic that learns inside dreams (DreamerV3, eq. 6 to 11). It sees features and rewards, and never hears of curiosity."""
+"""The actor-critic that learns inside dreams (DreamerV3, eq. 6 to 11).
+
+It sees features and rewards, and never hears of curiosity.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,8 @@ class BehaviorConfig:
 class Actor(nn.Module):
     """Policy: a normal around tanh(mean) on [-1, 1]^A, or a one-hot categorical among A choices.
 
-    Continuous samples are clipped to the range before they are executed, which is where the environment's true ends lie.
+    Continuous samples are clipped to the range before they are executed, which is where the environment's true ends
+    lie.
     """
 
     def __init__(self, cfg: BehaviorConfig, feat_size: int, spec: ActionSpec):
@@ -52,7 +56,7 @@ class Actor(nn.Module):
         self.cfg, self.spec = cfg, spec
         self.net = mlp(feat_size, cfg.hidden, cfg.layers, spec.size if spec.is_discrete else 2 * spec.size)
         with torch.no_grad():  # begin near the middle of the range, for whatever state
-            self.net[-1].weight.mul_(0.01)  # type: ignore[operator, union-attr]
+            self.net[-1].weight.mul_(0.01)  # type: ignore[operator]
 
     def _normal(self, feat: Tensor) -> tuple[Tensor, Tensor]:
         mean, raw = self.net(feat).float().chunk(2, -1)
@@ -119,7 +123,8 @@ class Critic(nn.Module):
 def lambda_return(reward: Tensor, discount: Tensor, value: Tensor, lam: float) -> Tensor:
     """G_h = r_{h+1} + d_{h+1} ((1 - lam) v_{h+1} + lam G_{h+1}),  G_H = v_H  (DreamerV3, eq. 7).
 
-    reward, discount (H, B): received on entering states 1..H. value (H+1, B). Returns (H, B), one for each state acted in.
+    reward, discount (H, B): received on entering states 1..H. value (H+1, B). Returns (H, B), one for each state acted
+    in.
     """
     assert reward.shape == discount.shape == value[1:].shape, (reward.shape, discount.shape, value.shape)
     after, out = value[-1], []
@@ -130,7 +135,10 @@ def lambda_return(reward: Tensor, discount: Tensor, value: Tensor, lam: float) -
 
 
 class ReturnRange(nn.Module):
-    """Running range between the 5th and 95th percentile of the returns; at least 1, so small returns are not blown up."""
+    """Running range between the 5th and 95th percentile of the returns.
+
+    At least 1, so small returns are not blown up.
+    """
 
     low: Tensor
     high: Tensor
@@ -169,10 +177,11 @@ class Behavior(nn.Module):
         self.range = ReturnRange(cfg.return_rate)
 
     def loss(self, feat: Tensor, sampled: Tensor, reward: Tensor, cont: Tensor, alive: Tensor) -> dict[str, Tensor]:
-        """Losses of one dream. feat (H+1, B, F); sampled (H, B, A); reward, cont (H, B) on entering states 1..H -> each (H, B).
+        """Losses of one dream, each (H, B).
 
-        The actor follows REINFORCE on normalised advantages. States behind an end of the episode, predicted or (``alive`` (B,)
-        false) already seen, weigh less.
+        feat (H+1, B, F); sampled (H, B, A); reward, cont (H, B) on entering states 1..H.
+        The actor follows REINFORCE on normalised advantages. States behind an end of the episode, predicted or
+        (``alive`` (B,) false) already seen, weigh less.
         """
         discount = self.cfg.gamma * cont
         with torch.no_grad():

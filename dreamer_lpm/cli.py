@@ -1,11 +1,13 @@
-"""The command line: ``dreamer-lpm train`` and ``dreamer-lpm eval``. ``train_lpm.py`` is ``train`` under the guide's name."""
+"""The command line: ``dreamer-lpm train`` and ``dreamer-lpm eval``.
+
+``train_lpm.py`` is ``train`` under the guide's name.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-import os
 import re
 import shutil
 import sys
@@ -115,12 +117,14 @@ def _first_options() -> argparse.ArgumentParser:
 
 def _run_dir(known: argparse.Namespace) -> Path:
     runs: Path = known.runs
-    if known.run_name is not None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", known.run_name):
+    name: str | None = known.run_name
+    if name is not None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
             raise UserError(
-                "--run-name may hold letters, digits, '.', '_' and '-' (100 at most), and begins with a letter or digit."
+                "--run-name may hold letters, digits, '.', '_' and '-' (100 at most), and begins with a letter or "
+                "digit."
             )
-        return runs / known.run_name
+        return runs / name
     if known.resume:
         found = sorted(
             (p.parent for p in runs.glob("*/config.json")), key=lambda p: (p / "config.json").stat().st_mtime
@@ -153,7 +157,8 @@ def _check_resumed(before: RunConfig, now: RunConfig) -> None:
     for field in dataclasses.fields(RunConfig):
         if field.name not in CHANGEABLE and getattr(before, field.name) != getattr(now, field.name):
             raise UserError(
-                f"A resumed run keeps its settings, and '{field.name}' differs; leave that option out, or start a new run."
+                f"A resumed run keeps its settings, and '{field.name}' differs; leave that option out, or start a new "
+                "run."
             )
 
 
@@ -164,7 +169,7 @@ def _leave_where_started(report: Report) -> Report:
     for source, target in ((report.agent, agent), (report.video, video)):
         scratch = target.with_name(target.name + ".tmp")
         shutil.copyfile(source, scratch)
-        os.replace(scratch, target)
+        scratch.replace(target)
     return dataclasses.replace(report, agent=agent, video=video)
 
 

@@ -141,7 +141,10 @@ def save_agent(path: Path, agent: Agent, about: Mapping[str, Any]) -> None:
 
 
 class Player:
-    """A trained agent, ready to be asked: ``action = player.act(obs)``. It remembers; call ``reset`` when an episode begins."""
+    """A trained agent, ready to be asked: ``action = player.act(obs)``.
+
+    It remembers; call ``reset`` when an episode begins.
+    """
 
     def __init__(self, agent: Agent, about: dict[str, Any]):
         self.agent, self.about = agent, about
@@ -153,14 +156,16 @@ class Player:
         self._first = True
 
     def act(self, obs: np.ndarray, *, policy: Policy = "mode") -> np.ndarray | int:
-        """The action for a picture (64, 64, 3) uint8: a float32 array (A,) in [-1, 1], or the number of a discrete choice.
+        """The action for a picture (64, 64, 3) uint8.
 
+        It is a float32 array (A,) in [-1, 1], or the number of a discrete choice.
         Raises UserError for a picture of another shape or dtype.
         """
         size = self.agent.world.encoder.frame
         if obs.shape != (size, size, 3) or obs.dtype != np.uint8:
             raise UserError(
-                f"act() wants a uint8 picture ({size}, {size}, 3), got {obs.dtype} {obs.shape}; shrink it with cv2.resize(..., interpolation=cv2.INTER_AREA)."
+                f"act() wants a uint8 picture ({size}, {size}, 3), got {obs.dtype} {obs.shape}; shrink it with "
+                "cv2.resize(..., interpolation=cv2.INTER_AREA)."
             )
         row = {"obs": obs[None], "action": self._carry.action.cpu().numpy(), "is_first": np.array([self._first])}
         self._carry, self._first = self.agent.act(self._carry, row, policy), False

@@ -16,13 +16,17 @@ Precision = Literal["fp32", "bf16"]
 
 
 def pick_device(wanted: str) -> torch.device:
-    """The device by name; "auto" takes CUDA, then MPS, then CPU. Raises UserError when the one asked for is not there."""
+    """The device by name; "auto" takes CUDA, then MPS, then CPU.
+
+    Raises UserError when the one asked for is not there.
+    """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return torch.device(next(name for name, ok in there.items() if ok))
     if not there.get(wanted.split(":")[0], False):
         raise UserError(
-            f"Device '{wanted}' is not available here; use --device auto, or one of: {', '.join(k for k, ok in there.items() if ok)}."
+            f"Device '{wanted}' is not available here; use --device auto, or one of: "
+            f"{', '.join(k for k, ok in there.items() if ok)}."
         )
     return torch.device(wanted)
 
@@ -49,15 +53,18 @@ def _product_seconds(dtype: torch.dtype) -> float:
 
 
 def pick_threads(wanted: int) -> int:
-    """CPU threads for torch. 0: the cores there are, but 2 at most, because networks this small gain nothing from more."""
+    """CPU threads for torch.
+
+    0: the cores there are, but 2 at most, because networks this small gain nothing from more.
+    """
     return wanted or min(2, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
 
 
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory instead of handing it back to the system; returns whether it could.
 
-    An update frees and takes again hundreds of megabytes. Without this the kernel clears those pages anew each time, which took a
-    quarter of the update (5.6 s against 4.3 s at the DreamerV3 1M sizes).
+    An update frees and takes again hundreds of megabytes. Without this the kernel clears those pages anew each time,
+    which took a quarter of the update (5.6 s against 4.3 s at the DreamerV3 1M sizes).
     """
     if sys.platform != "linux":
         return False

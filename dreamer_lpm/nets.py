@@ -22,8 +22,8 @@ def symexp(x: Tensor) -> Tensor:
 class TwoHot(nn.Module):
     """A scalar as a categorical over ``bins`` exponentially spaced values (DreamerV3, eq. 10).
 
-    The bins are ``symexp(linspace(-limit, limit, bins))``. A target becomes the two-hot weights of its two neighbours *in raw
-    units*, so the expectation of the distribution is unbiased: E[target] is what :meth:`mean` learns.
+    The bins are ``symexp(linspace(-limit, limit, bins))``. A target becomes the two-hot weights of its two neighbours
+    *in raw units*, so the expectation of the distribution is unbiased: E[target] is what :meth:`mean` learns.
     """
 
     values: Tensor
@@ -73,7 +73,10 @@ def gumbel(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def one_hot_straight_through(log_probs: Tensor, noise: Tensor | None) -> Tensor:
-    """One-hot sample (or mode, when ``noise`` is None) whose gradient is that of the probabilities. (..., C) -> (..., C)."""
+    """One-hot sample (or mode, when ``noise`` is None) whose gradient is that of the probabilities.
+
+    (..., C) -> (..., C).
+    """
     choice = (log_probs if noise is None else log_probs + noise).argmax(-1)
     hard = F.one_hot(choice, log_probs.shape[-1]).to(log_probs.dtype)
     if not log_probs.requires_grad:
@@ -95,7 +98,10 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def mlp(inputs: int, hidden: int, layers: int, outputs: int, *, zero: bool = False) -> nn.Sequential:
-    """``layers`` x (Linear, LayerNorm, SiLU), then Linear. ``zero`` starts the output at 0, as DreamerV3 does for reward and value."""
+    """``layers`` x (Linear, LayerNorm, SiLU), then Linear.
+
+    ``zero`` starts the output at 0, as DreamerV3 does for reward and value.
+    """
     blocks: list[nn.Module] = []
     for i in range(layers):
         blocks += [

@@ -1,4 +1,7 @@
-"""Named complete configs. ``tiny`` learns on a laptop's CPU in minutes; the others follow DreamerV3's table of sizes (Hafner et al.)."""
+"""Named complete configs.
+
+``tiny`` learns on a laptop's CPU in minutes; the others follow DreamerV3's table of sizes (Hafner et al.).
+"""
 
 from __future__ import annotations
 

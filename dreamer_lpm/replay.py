@@ -14,8 +14,8 @@ from dreamer_lpm.types import Batch, UserError
 class Replay:
     """Ring buffer of ``capacity`` steps for each of N environments. Field -> (capacity, N, ...).
 
-    A sequence is T consecutive rows of one environment; it may cross episode borders (``is_first`` marks them) but never the seam
-    where the newest row meets the oldest.
+    A sequence is T consecutive rows of one environment; it may cross episode borders (``is_first`` marks them) but
+    never the seam where the newest row meets the oldest.
     """
 
     def __init__(
@@ -46,7 +46,10 @@ class Replay:
         self.added += 1
 
     def sample(self, rng: np.random.Generator, batch: int, length: int) -> Batch:
-        """``batch`` sequences of ``length`` rows, uniformly over all places where one fits; each with the state before it."""
+        """``batch`` sequences of ``length`` rows, uniformly over all places where one fits.
+
+        Each comes with the state before it, so ``length`` + 1 rows must be held; raises UserError where they are not.
+        """
         places = len(self) - length
         if places < 1:
             raise UserError(
@@ -78,7 +81,8 @@ class Replay:
             if value is None or value.shape[1:] != held.shape[1:]:
                 got = None if value is None else value.shape
                 raise UserError(
-                    f"The saved replay holds '{key}' as {got}, this run needs {tuple(held.shape)}; resume with the same settings."
+                    f"The saved replay holds '{key}' as {got}, this run needs {tuple(held.shape)}; resume with the "
+                    "same settings."
                 )
             slots = torch.arange(first, first + len(value), device=self.device) % self.capacity
             held[slots] = torch.from_numpy(value).to(self.device)

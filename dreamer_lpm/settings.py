@@ -1,4 +1,7 @@
-"""Frozen config dataclasses from plain data: TOML, YAML, JSON, or what an agent file carries. Strict, and it never runs code."""
+"""Frozen config dataclasses from plain data: TOML, YAML, JSON, or what an agent file carries.
+
+Strict, and it never runs code.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ def from_plain(cls: type[T], data: Mapping[str, Any], base: T | None = None, whe
     """``cls(**data)``, nested; fields not in ``data`` keep the values of ``base`` (default: the class's own).
 
     A field annotated with ``name=""`` for the command line is transparent here too: its fields are written at the top.
-    Raises UserError naming the key, and the nearest one that exists, when a key is unknown or a value has the wrong type.
+    Raises UserError naming the key, and the nearest one that exists, when a key is unknown or a value has the wrong
+    type.
     """
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name: hints[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]

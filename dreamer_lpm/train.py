@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import gymnasium as gym
 import numpy as np
@@ -58,7 +58,8 @@ class RunConfig:
     noisy_tv: bool = False
     """Put the Noisy TV in front of the env."""
     tv_images: str = "auto"
-    """What the TV shows: auto (CIFAR-10 if it can be had within seconds, else photos), cifar10, photos, static, digits, folder:PATH."""
+    """What the TV shows: auto (CIFAR-10 if it can be had within seconds, else photos), cifar10, photos, static, digits,
+    folder:PATH."""
     tv: TVSpec = field(default_factory=TVSpec)
     """When, where and how the TV shows it."""
     data_dir: Path | None = None
@@ -130,7 +131,7 @@ class RunConfig:
         return EnvConfig(self.env_name, action_repeat=self.action_repeat, time_limit=self.time_limit, tv=spec)
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818  no error: the run is saved, and can go on
     """The run was asked to stop, and is saved. ``signum`` is the signal that asked."""
 
     def __init__(self, signum: int):
@@ -179,7 +180,7 @@ class State:
     def remember(self) -> None:
         """Put the row just seen into the replay, with the latent that the agent made of it."""
         rssm = self.cfg.agent.world.rssm
-        classes = self.carry.latent.stoch.unflatten(-1, (rssm.stoch, rssm.classes)).argmax(-1)
+        classes = self.carry.latent.stoch.reshape(-1, rssm.stoch, rssm.classes).argmax(-1)
         row = {name: torch.from_numpy(value) for name, value in self.row.items()}
         self.replay.add({**row, "deter": self.carry.latent.deter, "stoch": classes.to(torch.uint8)})
 
@@ -303,7 +304,10 @@ def settled(cfg: RunConfig) -> RunConfig:
     """The config with what was left to the machine decided, so that a resumed run computes the same bits."""
     device = pick_device(cfg.device)
     return dataclasses.replace(
-        cfg, device=device.type, precision=pick_precision(cfg.precision, device), threads=pick_threads(cfg.threads)
+        cfg,
+        device=cast(Device, device.type),
+        precision=pick_precision(cfg.precision, device),
+        threads=pick_threads(cfg.threads),
     )
 
 

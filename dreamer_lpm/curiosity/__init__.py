@@ -44,6 +44,7 @@ def build_curiosity(name: str, cfg: CuriosityConfig, dims: Dims) -> IntrinsicRew
 
 
 __all__ = [
-    "LPM", "REGISTRY", "CuriosityConfig", "Dims", "Distilled", "ErrorPredictor", "FitGate", "IntrinsicReward", "LPMDual", "LPMGuide",
-    "Losses", "NoBonus", "Normalized", "PredictionError", "Transition", "build_curiosity", "log_mse", "mse",
+    "LPM", "REGISTRY", "CuriosityConfig", "Dims", "Distilled", "ErrorPredictor", "FitGate", "IntrinsicReward",
+    "LPMDual", "LPMGuide", "Losses", "NoBonus", "Normalized", "PredictionError", "Transition", "build_curiosity",
+    "log_mse", "mse",
 ]  # fmt: skip

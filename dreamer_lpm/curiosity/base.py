@@ -14,11 +14,12 @@ Losses = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Transition:
-    """One step from ``feat`` by ``action`` to ``next_feat``, for any leading shape (...): replayed (B, T-1) or imagined (H, B).
+    """One step from ``feat`` by ``action`` to ``next_feat``, for any leading shape (...).
 
-    A bonus need not know which. ``target`` is the frame really seen and ``predicted`` what the world model had expected to see
-    (the decoded prior, before the frame), both (..., 64, 64, 3) in [0, 1]; both are None in dreams, where nothing is seen.
-    ``mask`` (...) is false where an episode ended in between: that is no transition, and its error means nothing.
+    It is replayed (B, T-1) or imagined (H, B), and a bonus need not know which. ``target`` is the frame really seen and
+    ``predicted`` what the world model had expected to see (the decoded prior, before the frame), both (..., 64, 64, 3)
+    in [0, 1]; both are None in dreams, where nothing is seen. ``mask`` (...) is false where an episode ended in
+    between: that is no transition, and its error means nothing.
     All tensors are detached: curiosity never trains the world model.
     """
 
@@ -50,30 +51,33 @@ class IntrinsicReward(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, t: Transition) -> Losses:
-        """Scalar losses on replayed transitions; the one place that may move state. Empty when there is nothing to learn."""
+        """Scalar losses on replayed transitions; the one place that may move state.
+
+        Empty when there is nothing to learn.
+        """
 
 
 def log_mse(t: Transition) -> Tensor:
-    """eps = log( |target - predicted|^2 / dim ), the error of the prediction made *before* the frame was seen (LPM paper, eq. 2).
+    """eps = log( |target - predicted|^2 / dim ), the error of the prediction made *before* the frame was seen.
 
-    (...) in nats; floored at log(1e-8), far below one grey level of 255 (log 1.5e-5).
+    LPM paper, eq. 2. (...) in nats; floored at log(1e-8), far below one grey level of 255 (log 1.5e-5).
     """
     return torch.log(mse(t) + 1e-8)
 
 
 def mse(t: Transition) -> Tensor:
     """Mean squared error of the one-step prediction over pixels and channels, (...) >= 0."""
-    assert t.target is not None and t.predicted is not None, (
-        "this bonus needs the frame really seen; wrap it in Distilled"
-    )
+    assert t.target is not None, "this bonus needs the frame really seen; wrap it in Distilled"
+    assert t.predicted is not None, "this bonus needs what was expected; wrap it in Distilled"
     return (t.target - t.predicted).square().mean((-3, -2, -1))
 
 
 class FitGate(nn.Module):
-    """Opens, once and for good, when a regression has stopped improving: its loss no longer falls from one moving average to a slower one.
+    """Opens, once and for good, when a regression has stopped improving.
 
-    An unfitted error predictor is wrong by whole nats and differently so on and off the TV, which pays for anything at random; so the
-    paper's readiness gate (queue full) must also wait for the fit.
+    That is when its loss no longer falls from one moving average to a slower one. An unfitted error predictor is wrong
+    by whole nats and differently so on and off the TV, which pays for anything at random; so the paper's readiness gate
+    (queue full) must also wait for the fit.
     """
 
     fast: Tensor

@@ -4,8 +4,8 @@
     g     ~ E[eps of an earlier model | o, a]          the error predictor
     r     = g(o, a) - eps                              paid for error that has *fallen*
 
-Promise before a TV: noise is as hard now as it was before, so r is zero in expectation. Known weakness: what is mastered pays
-zero too, and the signed reward nets to about nothing, so LPM alone may explore less than a random policy.
+Promise before a TV: noise is as hard now as it was before, so r is zero in expectation. Known weakness: what is
+mastered pays zero too, and the signed reward nets to about nothing, so LPM alone may explore less than a random policy.
 Both terms are in log units: mixing units, clipping at zero, or dropping the lag each re-opens the trap (see the tests).
 """
 
@@ -44,8 +44,9 @@ class ErrorPredictor(nn.Module):
 class LPM(IntrinsicReward):
     """The paper's bonus: r = g - eps, with g fitted to errors that lie one queue back, and a gate until it is.
 
-    The errors pass through a FIFO queue of ``queue`` transitions. Each update trains g on the oldest entries and puts the newest in
-    their place, so g always speaks of a model as old as the queue is long. r = 0 until the queue is full and g is fitted.
+    The errors pass through a FIFO queue of ``queue`` transitions. Each update trains g on the oldest entries and puts
+    the newest in their place, so g always speaks of a model as old as the queue is long. r = 0 until the queue is full
+    and g is fitted.
     """
 
     needs_target: ClassVar[bool] = True
@@ -68,7 +69,8 @@ class LPM(IntrinsicReward):
 
     @torch.no_grad()
     def reward(self, t: Transition) -> Tensor:
-        return self.gate.opened * (self.predictor(t.feat, t.action) - log_mse(t))
+        expected: Tensor = self.predictor(t.feat, t.action)
+        return self.gate.opened * (expected - log_mse(t))
 
     def loss(self, t: Transition) -> Losses:
         count = t.mask.numel()
@@ -90,9 +92,10 @@ class LPM(IntrinsicReward):
 
 
 class LPMGuide(IntrinsicReward):
-    """The guide's formula to the letter: r = predicted error - actual error, the predictor fitted to the *current* error.
+    """The guide's formula to the letter: r = predicted error - actual error.
 
-    Without lag and gate it measures the predictor's own misfit, not the world model's progress. Kept for comparison.
+    The predictor is fitted to the *current* error. Without lag and gate it measures the predictor's own misfit, not the
+    world model's progress. Kept for comparison.
     """
 
     needs_target: ClassVar[bool] = True
@@ -103,16 +106,18 @@ class LPMGuide(IntrinsicReward):
 
     @torch.no_grad()
     def reward(self, t: Transition) -> Tensor:
-        return self.predictor(t.feat, t.action) - log_mse(t)
+        expected: Tensor = self.predictor(t.feat, t.action)
+        return expected - log_mse(t)
 
     def loss(self, t: Transition) -> Losses:
         return {"error_predictor": masked_mean((self.predictor(t.feat, t.action) - log_mse(t)).square(), t.mask)}
 
 
 class LPMDual(IntrinsicReward):
-    """Ours: r = g_before - g_now, two conditional expectations, so aleatoric noise cancels exactly and dreams need no distillation.
+    """Ours: r = g_before - g_now, two conditional expectations.
 
-    g_now is fitted to current errors; g_before follows it slowly. Until g_now is fitted they are one, and r = 0.
+    So aleatoric noise cancels exactly and dreams need no distillation. g_now is fitted to current errors; g_before
+    follows it slowly. Until g_now is fitted they are one, and r = 0.
     Kin of gamma-Progress (Kim et al., arXiv 2007.07853).
     """
 
@@ -125,7 +130,9 @@ class LPMDual(IntrinsicReward):
 
     @torch.no_grad()
     def reward(self, t: Transition) -> Tensor:
-        return self.gate.opened * (self.before(t.feat, t.action) - self.now(t.feat, t.action))
+        before: Tensor = self.before(t.feat, t.action)
+        now: Tensor = self.now(t.feat, t.action)
+        return self.gate.opened * (before - now)
 
     def loss(self, t: Transition) -> Losses:
         loss = masked_mean((self.now(t.feat, t.action) - log_mse(t)).square(), t.mask)

@@ -1,4 +1,7 @@
-"""No curiosity: the baseline that every bonus is compared with. Not a special case; it pays zero through the same interface."""
+"""No curiosity: the baseline that every bonus is compared with.
+
+Not a special case; it pays zero through the same interface.
+"""
 
 from __future__ import annotations
 

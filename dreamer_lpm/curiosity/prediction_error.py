@@ -1,4 +1,6 @@
-"""Prediction error as a bonus: the classic curiosity (Schmidhuber 1991; Pathak et al. 2017), and the classic victim of the TV.
+"""Prediction error as a bonus: the classic curiosity, and the classic victim of the TV.
+
+Schmidhuber 1991; Pathak et al. 2017.
 
     r = |o' - decode(prior)|^2 / dim
 

@@ -12,7 +12,8 @@ from dreamer_lpm.nets import masked_mean, mlp
 class Distilled(IntrinsicReward):
     """A head that regresses the inner bonus on (feat, action), and answers in its place, in replay as in dreams.
 
-    A regression delivers the *expectation* of the bonus, which is what LPM's theory speaks of; a single sample of it may have any sign.
+    A regression delivers the *expectation* of the bonus, which is what LPM's theory speaks of; a single sample of it
+    may have any sign.
     """
 
     def __init__(self, inner: IntrinsicReward, dims: Dims, hidden: int = 256):
@@ -34,9 +35,10 @@ class Distilled(IntrinsicReward):
 
 
 class Normalized(IntrinsicReward):
-    """The inner bonus divided by its running standard deviation over *replayed steps* (all of them, batch and time alike).
+    """The inner bonus divided by its running standard deviation over *replayed steps*.
 
-    The mean stays: dividing must not turn "pays nothing" into "pays less than average".
+    Over all of them, batch and time alike. The mean stays: dividing must not turn "pays nothing" into "pays less than
+    average".
     """
 
     moment: Tensor

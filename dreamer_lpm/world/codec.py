@@ -1,7 +1,7 @@
 """Pictures in, pictures out: the convolutional encoder and decoder.
 
-Both keep NHWC memory and stay off the full 64x64 grid: the stem strides, the output is a depth-to-space. On two CPU cores this is
-what makes an update take a fraction of a second (docs/performance.md has the figures).
+Both keep NHWC memory and stay off the full 64x64 grid: the stem strides, the output is a depth-to-space. On two CPU
+cores this is what makes an update take a fraction of a second (docs/performance.md has the figures).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _DepthToSpace(nn.Module):
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x).permute(0, 2, 3, 1)
+        y: Tensor = self.conv(x).permute(0, 2, 3, 1)
         b, h, w, c = y.shape
         f = self.factor
         y = y.reshape(b, h, w, f, f, c // f**2).transpose(2, 3).reshape(b, h * f, w * f, c // f**2)
@@ -57,7 +57,7 @@ class Encoder(nn.Module):
                 nn.SiLU(),
             ]
             channels, size = depth * multiple, size // stride
-        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.size = size * size * channels  # E
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -68,7 +68,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features (..., F) -> pictures (..., 64, 64, 3), float, 0 black to 1 white (not clipped: the loss is a squared error)."""
+    """Features (..., F) -> pictures (..., 64, 64, 3), float, 0 black to 1 white.
+
+    Not clipped: the loss is a squared error.
+    """
 
     def __init__(self, feat_size: int, depth: int, stages: Stages, size: int = 64):
         super().__init__()
@@ -84,9 +87,10 @@ class Decoder(nn.Module):
                 _ChannelNorm(channels[i - 1]),
                 nn.SiLU(),
             ]
-        # Only the last layer mixes neighbouring blocks: enough to hide their seams, at a third of the cost of doing it everywhere.
+        # Only the last layer mixes neighbouring blocks: enough to hide their seams, at a third of the cost of doing it
+        # everywhere.
         layers.append(_DepthToSpace(channels[0], 3, 3, stages[0][1]))
-        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, feat: Tensor) -> Tensor:
         lead = feat.shape[:-1]

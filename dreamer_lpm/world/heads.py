@@ -26,14 +26,18 @@ class RewardModel(nn.Module):
 
 
 class ContinueModel(nn.Module):
-    """Probability that the episode does not *terminate* in a state. A time limit is no termination. (..., F) -> (...) in [0, 1]."""
+    """Probability that the episode does not *terminate* in a state. (..., F) -> (...) in [0, 1].
+
+    A time limit is no termination.
+    """
 
     def __init__(self, feat_size: int, hidden: int, layers: int = 1):
         super().__init__()
         self.net = mlp(feat_size, hidden, layers, 1)
 
     def forward(self, feat: Tensor) -> Tensor:
-        return self.net(feat).float().squeeze(-1).sigmoid()
+        logits: Tensor = self.net(feat)
+        return logits.float().squeeze(-1).sigmoid()
 
     def loss(self, feat: Tensor, is_terminal: Tensor) -> Tensor:
         """Binary cross entropy, is_terminal (...) bool -> (...)."""

@@ -1,4 +1,7 @@
-"""The world model: what it learns from sequences (``loss``), how it watches (``observe_step``) and how it dreams (``imagine``)."""
+"""The world model: what it learns from sequences (``loss``), what it expects to see (``predict``) and how it dreams.
+
+The recurrent part, with how it watches, is in ``rssm.py``.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,7 @@ class WorldModel(nn.Module):
         return Latent(batch.deter, stoch)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Losses, Latent, Tensor]:
-        """World-model losses of a batch, every one (B, T); the latents (B, T, ...); the reconstruction (B, T, 64, 64, 3)."""
+        """World-model losses of a batch, every one (B, T); the latents (B, T, ...); the picture (B, T, 64, 64, 3)."""
         b, t = batch.reward.shape
         noise = self.rssm.noise((b, t), generator)
         embeds = self.encoder(batch.obs)
@@ -99,7 +102,10 @@ class WorldModel(nn.Module):
     def imagine(
         self, start: Latent, policy: Callable[[Tensor], tuple[Tensor, Tensor]], horizon: int, generator: torch.Generator
     ) -> Dream:
-        """Roll ``policy(feat) -> (executed, sampled)`` for ``horizon`` steps through the prior. start (B, ...) -> Dream."""
+        """Roll ``policy(feat) -> (executed, sampled)`` for ``horizon`` steps through the prior.
+
+        start (B, ...) -> Dream.
+        """
         noise = self.rssm.noise((horizon, start.deter.shape[0]), generator)
         state, feats, actions, samples = start, [start.feat], [], []
         for n in noise.unbind(0):

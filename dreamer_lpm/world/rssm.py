@@ -48,7 +48,8 @@ class RSSMConfig:
 class RSSM(nn.Module):
     """h' = GRU(h, z, a);  prior p(z' | h');  posterior q(z' | h', embedding).
 
-    The action that *led to* an observation enters the step that ends in it. At ``is_first`` state and action are zeroed.
+    The action that *led to* an observation enters the step that ends in it. At ``is_first`` state and action are
+    zeroed.
     """
 
     def __init__(self, cfg: RSSMConfig, action_size: int, embed_size: int):
@@ -96,7 +97,10 @@ class RSSM(nn.Module):
         return unimix_log_probs(logits.unflatten(-1, (self.cfg.stoch, self.cfg.classes)), self.cfg.unimix)
 
     def posterior(self, deter: Tensor, embed_in: Tensor) -> Tensor:
-        """Log-probabilities of z given the past and the picture. ``embed_in`` (..., hidden) is the projected embedding."""
+        """Log-probabilities of z given the past and the picture.
+
+        ``embed_in`` (..., hidden) is the projected embedding.
+        """
         logits = self.post_out(F.silu(self.post_norm(self.post_deter(deter) + embed_in)))
         return unimix_log_probs(logits.unflatten(-1, (self.cfg.stoch, self.cfg.classes)), self.cfg.unimix)
 
@@ -107,7 +111,10 @@ class RSSM(nn.Module):
     def observe_step(
         self, prev: Latent, action: Tensor, embed: Tensor, is_first: Tensor, noise: Tensor | None
     ) -> Latent:
-        """One filtering step while acting. prev (N, ...), action (N, A), embed (N, E), is_first (N,) -> Latent (N, ...)."""
+        """One filtering step while acting.
+
+        prev (N, ...), action (N, A), embed (N, E), is_first (N,) -> Latent (N, ...).
+        """
         keep = (~is_first).to(prev.deter.dtype).unsqueeze(-1)
         prev = Latent(prev.deter * keep, prev.stoch * keep)
         deter = self.core(prev, self.in_action(action * keep))
@@ -137,6 +144,6 @@ class RSSM(nn.Module):
         return latents, torch.stack(posts, 1), self.prior(latents.deter)
 
     def imagine_step(self, prev: Latent, action: Tensor, noise: Tensor | None) -> Latent:
-        """One step of a dream: prev (..., ), action (..., A) -> Latent sampled from the prior (its mode without noise)."""
+        """One step of a dream: prev (...), action (..., A) -> Latent, a sample of the prior (its mode without noise)."""
         deter = self.core(prev, self.in_action(action))
         return Latent(deter, self.sample(self.prior(deter), noise))

@@ -175,26 +175,28 @@ def _leave_where_started(report: Report) -> Report:
 
 def _say(report: Report, left: Report, run_dir: Path) -> None:
     summary = report.summary
-    table = Table(show_header=False, box=None)
     returns = summary["eval_returns"]
-    table.add_row(
-        "return",
-        f"{summary['eval_return_mean']:.1f} (mean of {len(returns)} evaluation episodes, {min(returns):.0f} to {max(returns):.0f})",
-    )
+    lines = {
+        "return": f"{summary['eval_return_mean']:.1f} (mean of {len(returns)} evaluation episodes, "
+        f"{min(returns):.0f} to {max(returns):.0f})"
+    }
     if summary["tv_share"] is not None:
-        table.add_row(
-            "TV share",
-            f"{summary['tv_share']:.0%} of the training steps (chance {summary['tv_chance']:.0%}; pictures: {summary['tv_images']['used']})",
+        lines["TV share"] = (
+            f"{summary['tv_share']:.0%} of the training steps "
+            f"(chance {summary['tv_chance']:.0%}; pictures: {summary['tv_images']['used']})"
         )
-    table.add_row("model", str(left.agent))
-    table.add_row("video", str(left.video))
-    table.add_row("curves", str(report.curves))
-    table.add_row("all of it", str(run_dir))
-    table.add_row(
-        "time",
-        f"{summary['wall_seconds'] / 60:.1f} min, {summary['updates']:,} updates, {summary['peak_memory_bytes'] / 1e9:.1f} GB of memory at most",
-    )
-    Console(soft_wrap=True).print(table)
+    lines |= {
+        "model": str(left.agent),
+        "video": str(left.video),
+        "curves": str(report.curves),
+        "all of it": str(run_dir),
+        "time": f"{summary['wall_seconds'] / 60:.1f} min, {summary['updates']:,} updates, "
+        f"{summary['peak_memory_bytes'] / 1e9:.1f} GB of memory at most",
+    }
+    console = Console()
+    for name, text in lines.items():
+        # Not a table, which would cut long paths to the terminal's width. A path may hold [brackets]: no markup.
+        console.print(f"{name:<10} {text}", markup=False, emoji=False, soft_wrap=True)
 
 
 def _eval(args: list[str]) -> int:

@@ -144,6 +144,9 @@ class RSSM(nn.Module):
         return latents, torch.stack(posts, 1), self.prior(latents.deter)
 
     def imagine_step(self, prev: Latent, action: Tensor, noise: Tensor | None) -> Latent:
-        """One step of a dream: prev (...), action (..., A) -> Latent, a sample of the prior (its mode without noise)."""
+        """One step of a dream.
+
+        prev (...), action (..., A) -> Latent sampled from the prior (its mode without noise).
+        """
         deter = self.core(prev, self.in_action(action))
         return Latent(deter, self.sample(self.prior(deter), noise))

@@ -72,17 +72,16 @@ class Agent(nn.Module):
             self.curiosity = build_curiosity(cfg.curiosity, cfg.bonus, Dims(self.world.rssm.feat_size, spec.size))
         self.to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        groups = [
-            (self.world.parameters(), cfg.world_lr),
-            (self.behavior.actor.parameters(), cfg.actor_lr),
-            (self.behavior.critic.net.parameters(), cfg.critic_lr),
-            (self.curiosity.parameters(), cfg.curiosity_lr),
+        parts: list[tuple[str, nn.Module, float]] = [
+            ("world", self.world, cfg.world_lr),
+            ("actor", self.behavior.actor, cfg.actor_lr),
+            ("critic", self.behavior.critic.net, cfg.critic_lr),
+            ("curiosity", self.curiosity, cfg.curiosity_lr),
         ]
-        self.optimizer = torch.optim.Adam(
-            [{"params": p, "lr": lr} for ps, lr in groups if (p := [x for x in ps if x.requires_grad])],
-            eps=1e-5,
-            fused=True,
-        )
+        # Only parts with something to learn: the bonus "none" has no parameters.
+        groups = [(name, p, lr) for name, part, lr in parts if (p := [x for x in part.parameters() if x.requires_grad])]
+        self._learned = {name: p for name, p, _ in groups}
+        self.optimizer = torch.optim.Adam([{"params": p, "lr": lr} for _, p, lr in groups], eps=1e-5, fused=True)
 
     def begin(self, num_envs: int) -> Carry:
         """The carry before anything was seen."""
@@ -127,7 +126,7 @@ class Agent(nn.Module):
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
         norms = {
-            f"grad/{name}": nn.utils.clip_grad_norm_(part.parameters(), self.cfg.clip) for name, part in self._parts()
+            f"grad/{name}": nn.utils.clip_grad_norm_(params, self.cfg.clip) for name, params in self._learned.items()
         }
         self.optimizer.step()
         self.behavior.critic.follow()
@@ -140,14 +139,6 @@ class Agent(nn.Module):
             **_bonus_metrics(bonus, seen.mask, batch.tv_on[:, 1:]),
             "loss/recon_tv_share": (losses["recon"] * batch.tv_on).sum().detach() / losses["recon"].sum().detach(),
         }
-
-    def _parts(self) -> list[tuple[str, nn.Module]]:
-        return [
-            ("world", self.world),
-            ("actor", self.behavior.actor),
-            ("critic", self.behavior.critic.net),
-            ("curiosity", self.curiosity),
-        ]
 
     def _transitions(self, batch: Batch, latents: Latent) -> Transition:
         """The replayed steps as curiosity sees them: state t, the action that led to t+1, state t+1. (B, T-1)."""

@@ -32,14 +32,14 @@ class Scores:
     lengths: list[int]  # agent steps
     tv_shares: list[float]  # of an episode's steps, in [0, 1]
 
-    def row(self) -> dict[str, Any]:
-        """As a row of metrics."""
+    def row(self, *, has_tv: bool = True) -> dict[str, Any]:
+        """As a row of metrics; no TV, no share of it."""
         return {
             "return_mean": float(np.mean(self.returns)),
             "return_std": float(np.std(self.returns)),
             "returns": self.returns,
             "length_mean": float(np.mean(self.lengths)),
-            "tv_share": float(np.mean(self.tv_shares)),
+            **({"tv_share": float(np.mean(self.tv_shares))} if has_tv else {}),
         }
 
 

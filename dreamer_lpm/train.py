@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -121,6 +121,12 @@ class RunConfig:
         for name in ("seed", "prefill", "eval_every", "threads"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be 0 or more, not {getattr(self, name)}.")
+        held = self.replay_capacity // self.num_envs
+        if held <= self.seq_length:
+            raise UserError(
+                f"A replay_capacity of {self.replay_capacity} holds {held} steps of each env, and a sequence needs "
+                f"{self.seq_length + 1}: raise it to {self.num_envs * (self.seq_length + 1)}, or lower seq_length."
+            )
 
     def env(self, *, tv_on: bool = True) -> EnvConfig:
         """The env of this run; ``tv_on=False`` is the same with the TV's control "off"."""
@@ -176,6 +182,7 @@ class State:
         self.summed = 0
         self.saved_rows = 0
         self.pieces: list[Path] = []
+        self.wandb_id: str | None = None  # of the W&B run, if there is one
 
     def remember(self) -> None:
         """Put the row just seen into the replay, with the latent that the agent made of it."""
@@ -226,6 +233,7 @@ class State:
             "tally": dataclasses.asdict(self.tally),
             "summed": self.summed,
             "metrics_at": metrics_at,
+            "wandb_id": self.wandb_id,
         }
         checkpoint.save(run_dir, self.step, tensors, plain, self.pieces)
 
@@ -243,6 +251,7 @@ class State:
         for path in saved.replay:
             self.replay.restore(int(path.stem.split("_")[1]), checkpoint.load_rows(path))
         self.pieces, self.saved_rows = list(saved.replay), self.replay.added
+        self.wandb_id = saved.plain.get("wandb_id")
         return int(saved.plain["metrics_at"])
 
 
@@ -273,7 +282,7 @@ def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False) -> Report:
     write_atomically(run_dir / "config.json", dumps(about, indent=2) + "\n")
     with ExitStack() as stack:
         signals = stack.enter_context(_Signals())
-        log = stack.enter_context(MetricsLog(run_dir, _sinks(cfg, run_dir), resume_at=metrics_at))
+        log = stack.enter_context(MetricsLog(run_dir, _sinks(cfg, run_dir, state), resume_at=metrics_at))
         bar = stack.enter_context(
             Progress(
                 cfg.steps, state.step, title=f"{run_dir.name} ({state.device}, {cfg.precision}, {cfg.threads} threads)"
@@ -334,12 +343,29 @@ class _Signals:
             signal.signal(signum, handler)
 
 
-def _sinks(cfg: RunConfig, run_dir: Path) -> list[Sink]:
+def _sinks(cfg: RunConfig, run_dir: Path, state: State) -> list[Sink]:
     sinks: list[Sink] = [TensorBoardSink(run_dir)]
     if cfg.wandb:
-        name = cfg.wandb_run_name or run_dir.name
-        sinks.append(WandbSink(cfg.wandb_project, cfg.wandb_entity, name, to_plain(cfg), directory=run_dir))
+        wandb = WandbSink(
+            project=cfg.wandb_project,
+            entity=cfg.wandb_entity,
+            run_name=cfg.wandb_run_name or run_dir.name,
+            config=to_plain(cfg),
+            directory=run_dir,
+            resume_id=state.wandb_id,
+        )
+        state.wandb_id = wandb.run_id
+        sinks.append(wandb)
     return sinks
+
+
+def _tv_chance(cfg: RunConfig) -> float | None:
+    """Share of TV steps, in [0, 1], under a uniformly random policy; None without a TV."""
+    spec = cfg.env().tv
+    if spec is None:
+        return None
+    with closing(make_env(dataclasses.replace(cfg.env(), tv=None))) as beneath:
+        return spec.chance_level(beneath.action_space)
 
 
 class _Run:
@@ -351,6 +377,7 @@ class _Run:
         self.cfg, self.run_dir, self.state, self.images, self.log, self.bar = cfg, run_dir, state, images, log, bar
         self.clock = time.monotonic()
         self.recent = deque[bool](maxlen=500)  # of TV on/off, for the screen alone
+        self.tv_chance = _tv_chance(cfg)
 
     def loop(self, signals: _Signals) -> None:
         """Act, remember, learn, report; until the steps are done or somebody asks to stop."""
@@ -358,19 +385,25 @@ class _Run:
         if not s.row:
             s.row = s.envs.reset_row()
         while s.step < self.cfg.steps:
+            # First, so that a checkpoint lies before the evaluation due at its step: whoever goes on from it evaluates.
+            if self.cfg.eval_every and s.step - tally.evaluated >= self.cfg.eval_every:
+                self._evaluate(self.cfg.eval_episodes)
             s.carry = s.agent.act(s.carry, s.row, "random" if s.step < self.cfg.prefill else "sample")
             s.remember()
             s.row = s.envs.step(s.carry.action.cpu().numpy())
             self._count(s.row)
-            while s.step >= self.cfg.prefill and tally.updates < (s.step - self.cfg.prefill) / self.cfg.update_every:
+            while self._update_is_due():
                 s.learn()
             self._log()
-            if self.cfg.eval_every and s.step - tally.evaluated >= self.cfg.eval_every and s.step < self.cfg.steps:
-                self._evaluate(self.cfg.eval_episodes)
             if signals.caught is not None or s.step - tally.saved >= self.cfg.checkpoint_every:
                 self._save()
             if signals.caught is not None:
                 raise Stopped(signals.caught)
+
+    def _update_is_due(self) -> bool:
+        """Whether learning lags behind ``update_every``, and a whole sequence is there to learn from."""
+        due = (self.state.step - self.cfg.prefill) / self.cfg.update_every
+        return self.state.tally.updates < due and len(self.state.replay) > self.cfg.seq_length
 
     def _count(self, row: dict[str, np.ndarray]) -> None:
         """Take the new row into the tally; report the episodes that end with it."""
@@ -383,12 +416,10 @@ class _Run:
             tally.lengths[i] += int(not row["is_first"][i])
             tally.watched[i] += int(row["tv_on"][i])
             if row["is_last"][i]:
-                share = tally.watched[i] / tally.lengths[i]
-                self.log.write(
-                    self.state.step,
-                    "episode",
-                    {"return": tally.returns[i], "length": tally.lengths[i], "tv_share": share},
-                )
+                values: dict[str, float] = {"return": tally.returns[i], "length": tally.lengths[i]}
+                if self.tv_chance is not None:
+                    values |= {"tv_share": tally.watched[i] / tally.lengths[i], "tv_chance": self.tv_chance}
+                self.log.write(self.state.step, "episode", values)
                 self.bar.update(self.state.step, episode_return=tally.returns[i], tv_share=self._tv_share())
                 tally.returns[i], tally.lengths[i], tally.watched[i] = 0.0, 0, 0
 
@@ -404,13 +435,19 @@ class _Run:
         tally.logged = s.step
         if s.summed == 0:
             return
-        values = {k: float(v) / s.summed for k, v in s.sums.items()}
+        values = {k: float(v) / s.summed for k, v in s.sums.items() if self._says_something(k)}
         now = time.monotonic()
         tally.seconds += now - self.clock
         values["wall_steps_per_s"] = passed / (now - self.clock)
         self.clock = now
         self.log.write(s.step, "train", {"updates": tally.updates, **values})
         s.sums, s.summed = {}, 0
+
+    def _says_something(self, key: str) -> bool:
+        """Whether a training metric is more than a constant 0: no bonus without curiosity, no TV steps without a TV."""
+        if not key.startswith("bonus/"):
+            return True
+        return self.cfg.agent.curiosity != "none" and (self.cfg.noisy_tv or key == "bonus/mean")
 
     def _make(self, *, tv_on: bool) -> Callable[[], gym.Env[Any, Any]]:
         return lambda: make_env(self.cfg.env(tv_on=tv_on), images=self.images)
@@ -421,7 +458,7 @@ class _Run:
         s.tally.evaluated = s.step
         self.bar.update(s.step, note="evaluating")
         scores = evaluate(s.agent, self._make(tv_on=True), episodes=episodes, seed=EVAL_SEED)
-        self.log.write(s.step, "eval", {"arm": "as_trained", **scores.row()})
+        self.log.write(s.step, "eval", {"arm": "as_trained", **scores.row(has_tv=self.cfg.noisy_tv)})
         if self.cfg.noisy_tv:
             off = evaluate(s.agent, self._make(tv_on=False), episodes=episodes, seed=EVAL_SEED)
             self.log.write(s.step, "eval", {"arm": "tv_off", **off.row()})
@@ -442,8 +479,8 @@ class _Run:
     def finish(self, shown: TVImages | None) -> Report:
         """Last evaluation, agent file, curves, summary."""
         s = self.state
+        self._save()  # before the last evaluation, so that whoever resumes a finished run repeats it, and no line twice
         scores, video = self._evaluate(2 * self.cfg.eval_episodes)
-        self._save()
         about = {
             "env": self.cfg.env_name,
             "noisy_tv": self.cfg.noisy_tv,
@@ -458,8 +495,7 @@ class _Run:
         return Report(summary, agent, video, plot_run(self.run_dir))
 
     def _summary(self, scores: Scores, shown: TVImages | None) -> dict[str, Any]:
-        s, spec = self.state, self.cfg.env().tv
-        space = make_env(dataclasses.replace(self.cfg.env(), tv=None)).unwrapped.action_space
+        s = self.state
         return {
             "env_steps": s.step,
             "updates": s.tally.updates,
@@ -468,8 +504,8 @@ class _Run:
             * (1 if sys.platform == "darwin" else 1024),
             "eval_return_mean": float(np.mean(scores.returns)),
             "eval_returns": scores.returns,
-            "tv_share": s.tally.tv_rows / max(1, s.tally.rows) if spec else None,
-            "tv_chance": spec.chance_level(space) if spec else None,
+            "tv_share": s.tally.tv_rows / max(1, s.tally.rows) if self.cfg.noisy_tv else None,
+            "tv_chance": self.tv_chance,
             "tv_images": dataclasses.asdict(shown) if shown else None,
             "env_name": self.cfg.env_name,
             "curiosity": self.cfg.agent.curiosity,

@@ -1,0 +1,491 @@
+"""How long an update takes on this machine, alone or against a peer at equal sizes.
+
+dreamer-lpm bench --preset tiny
+dreamer-lpm bench --preset 1m --against sheeprl --json result.json --csv result.csv
+
+Against a peer, every contestant is a process of its own that builds its agent once and then waits. Rounds go
+A B C A B C ..., one update each, so that what else the machine does meets all of them alike; the first round warms up
+and is not counted. Reported are medians over rounds of wall seconds and, as a second opinion on a busy machine, of CPU
+seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import platform
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, NoReturn, TextIO
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from dreamer_lpm.agent import Agent
+from dreamer_lpm.machine import Precision, keep_freed_memory, pick_device, pick_precision, pick_threads
+from dreamer_lpm.presets import DEFAULT, PRESETS, preset
+from dreamer_lpm.report.strict_json import dumps, plain, write_atomically
+from dreamer_lpm.report.summary import git_revision, versions
+from dreamer_lpm.types import ActionSpec, Batch, UserError
+
+PEER_PRESET = "1m"  # the size that a comparison takes unless told otherwise
+PEER_PYTHON = Path("build/peers/sheeprl/bin/python")
+PEER_SCRIPT = Path(__file__).parents[1] / "benchmarks" / "peers" / "sheeprl_update.py"
+# What `keep_freed_memory` does for ours, as environment variables: for the peer at its best.
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(2**28)}
+DIFFERENCES = (
+    "Equal by construction: deter, hidden units, latents x classes, conv depth, layers of actor, critic and heads, B, T,"
+    " horizon, a dream from every replayed state, uint8 frames of 64x64x3, one continuous action.",
+    "Ours does more: the curiosity (default `lpm`: error predictor, distilled head, a second decoding of every prior, a"
+    " bonus for every imagined step) and the training metrics. The peer's metrics are switched off.",
+    "Encoder: ours has four k4 s2 convolutions; dreamer_v3_5 convolves k5 at stride 1 on the full grid and then pools;"
+    " dreamer_v3 has four k4 s2 convolutions, of 1, 2, 4, 8 times the depth. Decoder: ours unfolds channels into pixels"
+    " after 1x1 convolutions, with one k3 at the end; dreamer_v3_5 upsamples and convolves k5; dreamer_v3 has transposed"
+    " convolutions. Encoder and decoder are most of the GFLOP of dreamer_v3_5.",
+    "Core: ours and dreamer_v3_5 are block-diagonal (8); dreamer_v3 is dense, hence its larger count. The prior of"
+    " dreamer_v3_5 has two hidden layers, ours and that of dreamer_v3 one.",
+    "Behavior: ours and dreamer_v3_5 use REINFORCE without gradients through dreams; dreamer_v3 differentiates the"
+    " dream for continuous actions. dreamer_v3_5 also trains its critic on replayed sequences, ours does not.",
+    "Two-hot heads: ours have 41 bins, the peer's 255. Norms: ours layer norm, dreamer_v3_5 RMS norm. Optimizer: ours"
+    " fused Adam, dreamer_v3_5 LaProp with adaptive clipping, dreamer_v3 three fused Adams.",
+    "The preset `tiny` is another architecture (dense core of 256, 16x16 latents, k8 s4 stem) and dreams from 128"
+    " states: its ratio is what a user feels, not one at equal sizes.",
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one update is: sizes by preset, B sequences of T steps, arithmetic, CPU threads."""
+
+    preset: str
+    batch: int
+    length: int
+    precision: Precision
+    threads: int
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A process that answers in JSON lines: first what it is, then to each line "N" the seconds of N updates."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+def main(args: list[str]) -> int:
+    """``dreamer-lpm bench``: parse, measure, print a table, write files. Raises UserError."""
+    options = _parse(args)
+    if options.worker:
+        _serve(_work(options), sys.stdin, sys.stdout)
+        return 0
+    result = _against(options) if options.against else _alone(options)
+    result = {
+        "command": shlex.join(["dreamer-lpm", "bench", *args]),
+        "note": options.note,
+        **result,
+        "machine": _machine(),
+        "versions": versions(),
+        "git_revision": git_revision(),
+    }
+    _show(result)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(options.json, dumps(result, indent=2) + "\n")
+    if options.csv:
+        options.csv.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(options.csv, _csv(result))
+    return 0
+
+
+def _parse(args: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="dreamer-lpm bench",
+        description="Seconds per update and per policy step on this machine.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--preset", help=f"sizes: {', '.join(PRESETS)} (default: {DEFAULT}; with --against {PEER_PRESET})")
+    add("--batch", type=int, help="B, sequences per update (default: the preset's)")
+    add("--length", type=int, help="T, steps per sequence (default: the preset's)")
+    add("--threads", type=int, default=1, help="CPU threads; 0 leaves it to the program (default: 1)")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto takes bf16 where it is faster")
+    add("--repeat", type=int, default=10, help="updates timed, or rounds with --against (default: 10)")
+    add("--against", choices=("sheeprl",), help="also time this peer at equal sizes, in turns with ours")
+    add("--peer-python", type=Path, default=PEER_PYTHON, help=f"the peer's own Python (default: {PEER_PYTHON})")
+    add("--json", type=Path, help="write everything measured here")
+    add("--csv", type=Path, help="write every single timing here")
+    add("--note", default="", help="a remark to keep with the result, such as what else the machine was doing")
+    add("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(args)
+    for name in ("batch", "length", "repeat"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, not {value}.")
+    if options.threads < 0:
+        raise UserError(f"--threads must be 0 or more, not {options.threads}.")
+    return options
+
+
+def _work(options: argparse.Namespace) -> Work:
+    name = options.preset or (PEER_PRESET if options.against else DEFAULT)
+    run = preset(name)
+    threads = pick_threads(options.threads)
+    torch.set_num_threads(threads)
+    return Work(
+        preset=name,
+        batch=options.batch or run.batch_size,
+        length=options.length or run.seq_length,
+        precision=pick_precision(options.precision, pick_device("cpu")),
+        threads=threads,
+    )
+
+
+class Bench:
+    """An agent and a batch of noise pictures, ready to be timed on the CPU."""
+
+    def __init__(self, work: Work):
+        self.work = work
+        torch.set_num_threads(work.threads)
+        keep_freed_memory()  # as training does
+        cfg = preset(work.preset).agent
+        self.agent = Agent(cfg, ActionSpec("continuous", 1), bf16=work.precision == "bf16")
+        self.batch = _noise(work, cfg.world.rssm.deter, cfg.world.rssm.stoch)
+        self.carry = self.agent.begin(1)
+        self.row = {
+            "obs": self.batch.obs[0, :1].numpy(),
+            "action": self.batch.action[0, :1].numpy(),
+            "is_first": np.zeros(1, bool),
+        }
+
+    def update(self) -> None:
+        """One update."""
+        self.agent.update(self.batch)
+
+    def act(self) -> None:
+        """One policy step of one environment."""
+        self.carry = self.agent.act(self.carry, self.row)
+
+    def about(self) -> dict[str, Any]:
+        """What is timed: the work, its parameters by part, the GFLOP of its products and convolutions."""
+        world, behavior = self.agent.world, self.agent.behavior
+        parts = {
+            "encoder": world.encoder,
+            "rssm": world.rssm,
+            "decoder": world.decoder,
+            "reward": world.reward,
+            "continue": world.cont,
+            "actor": behavior.actor,
+            "critic": behavior.critic.net,
+            "curiosity": self.agent.curiosity,
+        }
+        with FlopCounterMode(display=False) as flops:
+            self.update()
+        return {
+            **asdict(self.work),
+            "parameters": {
+                name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in parts.items()
+            },
+            "gflop": flops.get_total_flops() / 1e9,
+        }
+
+
+def _noise(work: Work, deter: int, stoch: int) -> Batch:
+    lead, generator = (work.batch, work.length), torch.Generator().manual_seed(0)
+    off = torch.zeros(lead, dtype=torch.bool)
+    return Batch(
+        obs=torch.randint(0, 256, (*lead, 64, 64, 3), dtype=torch.uint8, generator=generator),
+        action=torch.rand(*lead, 1, generator=generator) * 2 - 1,
+        reward=torch.randn(lead, generator=generator),
+        is_first=off,
+        is_terminal=off,
+        tv_on=off,
+        deter=torch.zeros(work.batch, deter),
+        stoch=torch.zeros(work.batch, stoch, dtype=torch.uint8),
+    )
+
+
+def timed(action: Callable[[], None], count: int) -> dict[str, list[float]]:
+    """Do it ``count`` times; "wall" and "cpu" seconds of each (cpu: of all threads together)."""
+    wall, cpu = [], []
+    for _ in range(count):
+        start, cpu_start = time.perf_counter(), time.process_time()
+        action()
+        wall.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - cpu_start)
+    return {"wall": wall, "cpu": cpu}
+
+
+def peak_memory() -> int:
+    """Bytes of memory that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _serve(work: Work, questions: TextIO, answers: TextIO) -> None:
+    """Be a contestant."""
+    bench = Bench(work)
+    print(dumps(bench.about()), file=answers, flush=True)
+    for line in questions:
+        times = timed(bench.update, int(line))
+        print(dumps({**times, "peak_memory_bytes": peak_memory()}), file=answers, flush=True)
+
+
+def _alone(options: argparse.Namespace) -> dict[str, Any]:
+    """Our own update and policy step."""
+    bench = Bench(_work(options))
+    about = bench.about()
+    timed(bench.update, 2)
+    timed(bench.act, 10)
+    times = timed(bench.update, options.repeat)
+    acts = timed(bench.act, 10 * options.repeat)
+    row = _summed(about, times, peak_memory())
+    row["act_wall"] = statistics.median(acts["wall"])
+    return {"contestants": {"ours": row}}
+
+
+def _against(options: argparse.Namespace) -> dict[str, Any]:
+    """Ours and the peer in turns."""
+    work = _work(options)
+    contestants = [*_ours(work), *_sheeprl(work, options.peer_python)]
+    rows = duel(contestants, options.repeat)
+    return {"contestants": rows, "ratios": _ratios(rows), "differences": list(DIFFERENCES)}
+
+
+def _ours(work: Work) -> list[Contestant]:
+    """In fp32; where the machine prefers another arithmetic, also in that; and ``tiny`` on the same batch."""
+    jobs = {f"ours {work.preset} fp32": (work.preset, "fp32")}
+    jobs[f"ours {work.preset} {work.precision}"] = (work.preset, work.precision)
+    jobs[f"ours {DEFAULT} {work.precision}"] = (DEFAULT, work.precision)
+    sizes = ["--batch", str(work.batch), "--length", str(work.length), "--threads", str(work.threads)]
+    return [
+        Contestant(
+            name,
+            (sys.executable, "-m", "dreamer_lpm.bench", "--worker", "--preset", size, "--precision", precision, *sizes),
+        )
+        for name, (size, precision) in jobs.items()
+    ]
+
+
+def _sheeprl(work: Work, python: Path) -> list[Contestant]:
+    """sheeprl's two DreamerV3s at the sizes of our preset: as they come, and with bf16 and the allocator settings."""
+    run = preset(work.preset)
+    rssm, behavior = run.agent.world.rssm, run.agent.behavior
+    if rssm.blocks != 8 or behavior.starts < work.batch * work.length:
+        fitting = [name for name, other in PRESETS.items() if other.agent.world.rssm.blocks == 8]
+        raise UserError(
+            f"--against compares equal sizes with a dream from every state, not --preset {work.preset} with this batch;"
+            f" choose one of {', '.join(fitting)} with B x T of at most 1024."
+        )
+    if not PEER_SCRIPT.is_file():
+        raise UserError(
+            "--against needs a checkout of this project (benchmarks/peers/); install it with: pip install -e ."
+        )
+    if not python.is_file():
+        raise UserError(
+            f"The peer's Python {python} does not exist; make it with: python3.11 -m venv {PEER_PYTHON.parents[1]} &&"
+            f" {PEER_PYTHON.parent}/pip install -r benchmarks/peers/sheeprl-requirements.txt"
+        )
+    sizes = {
+        "batch": work.batch, "length": work.length, "horizon": behavior.horizon, "threads": work.threads,
+        "deter": rssm.deter, "hidden": rssm.hidden, "stoch": rssm.stoch, "classes": rssm.classes,
+        "depth": run.agent.world.depth,
+    }  # fmt: skip
+    flags = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    command = (str(python), str(PEER_SCRIPT), *flags)
+    return [
+        contestant
+        for algo in ("dreamer_v3_5", "dreamer_v3")
+        for contestant in (
+            Contestant(f"sheeprl {algo} fp32", (*command, "--algo", algo)),
+            Contestant(
+                f"sheeprl {algo} bf16, allocator",
+                (*command, "--algo", algo, "--precision", "bf16-mixed"),
+                tuple(KEEP_FREED_MEMORY.items()),
+            ),
+        )
+    ]
+
+
+class _Child:
+    """A contestant's process."""
+
+    def __init__(self, contestant: Contestant, stack: ExitStack, errors: IO[str]):
+        self.name, self.errors = contestant.name, errors
+        self.process = stack.enter_context(
+            subprocess.Popen(
+                contestant.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, **dict(contestant.environment)},
+            )
+        )
+        stack.callback(self.process.kill)  # runs before the process is waited for
+        self.about = self._read()
+
+    def ask(self, updates: int) -> Any:
+        """Have it do that many updates; its answer."""
+        assert self.process.stdin is not None
+        try:
+            print(updates, file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            self._fail()
+        return self._read()
+
+    def _read(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self._fail()
+        return json.loads(line)
+
+    def _fail(self) -> NoReturn:
+        self.process.kill()
+        self.process.wait()
+        self.errors.seek(0)
+        said = [line for line in self.errors.read().splitlines() if line.strip()] or ["it said nothing"]
+        raise UserError(f"The contestant '{self.name}' stopped: {said[-1].strip()}")
+
+
+def duel(contestants: Sequence[Contestant], rounds: int) -> dict[str, dict[str, Any]]:
+    """One update each in turns, ``rounds`` times after one round of warm-up. Name -> what it is and its timings.
+
+    Raises UserError with a contestant's last words when it dies.
+    """
+    with ExitStack() as stack:
+        children = []
+        for contestant in contestants:
+            errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+            children.append(_Child(contestant, stack, errors))
+        for child in children:
+            child.ask(1)
+        times: dict[str, dict[str, list[float]]] = {child.name: {"wall": [], "cpu": []} for child in children}
+        peaks: dict[str, int] = {}
+        for _ in range(rounds):
+            for child in children:
+                answer = child.ask(1)
+                for clock, seconds in times[child.name].items():
+                    seconds += answer[clock]
+                peaks[child.name] = answer["peak_memory_bytes"]
+        return {child.name: _summed(child.about, times[child.name], peaks[child.name]) for child in children}
+
+
+def _summed(about: Mapping[str, Any], times: Mapping[str, list[float]], peak: int) -> dict[str, Any]:
+    """One contestant's row: medians over its updates, and every single one."""
+    parameters = about["parameters"]
+    world = sum(parameters.get(part, 0) for part in ("encoder", "rssm", "decoder", "reward", "continue"))
+    return {
+        "wall": statistics.median(times["wall"]),
+        "cpu": statistics.median(times["cpu"]),
+        "peak_memory_bytes": peak,
+        "world_parameters": world,
+        "all_parameters": sum(parameters.values()),
+        **about,
+        "seconds": dict(times),
+    }
+
+
+def _ratios(rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How many times as long each of the peer's takes as each of ours: ratio of medians, and range over the rounds."""
+    found = []
+    for ours, fast in ((name, row) for name, row in rows.items() if name.startswith("ours")):
+        for peer, slow in ((name, row) for name, row in rows.items() if not name.startswith("ours")):
+            each = [p / o for p, o in zip(slow["seconds"]["wall"], fast["seconds"]["wall"], strict=True)]
+            found.append(
+                {
+                    "ours": ours,
+                    "peer": peer,
+                    "wall": slow["wall"] / fast["wall"],
+                    "wall_lowest": min(each),
+                    "wall_highest": max(each),
+                    "cpu": slow["cpu"] / fast["cpu"],
+                }
+            )
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    """The CPU by its name, the cores that this process may use, and how busy the machine was over the last minute."""
+    name = platform.processor() or platform.machine()
+    if sys.platform == "linux":
+        models = [
+            x for x in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if x.startswith("model name")
+        ]
+        name = models[0].split(":", 1)[1].strip() if models else name
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return {"cpu": name, "cores": cores, "load_average_1_min": os.getloadavg()[0], "when": when}
+
+
+def _csv(result: Mapping[str, Any]) -> str:
+    """Every timing: contestant, round, wall and CPU seconds."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["contestant", "round", "wall_seconds", "cpu_seconds"])
+    for name, row in plain(result["contestants"]).items():
+        for i, (wall, cpu) in enumerate(zip(row["seconds"]["wall"], row["seconds"]["cpu"], strict=True)):
+            writer.writerow([name, i, f"{wall:.6f}", f"{cpu:.6f}"])
+    return out.getvalue()
+
+
+def _show(result: Mapping[str, Any]) -> None:
+    console = Console(soft_wrap=True)
+    machine = result["machine"]
+    table = Table(title=f"{machine['cpu']}, load average {machine['load_average_1_min']:.1f}", box=None)
+    for column in ("", "s/update", "CPU s", "GFLOP", "GFLOP/s", "world model", "all", "peak memory"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, row in result["contestants"].items():
+        table.add_row(
+            name,
+            f"{row['wall']:.3f}",
+            f"{row['cpu']:.3f}",
+            f"{row['gflop']:.1f}",
+            f"{row['gflop'] / row['wall']:.0f}",
+            f"{row['world_parameters']:,}",
+            f"{row['all_parameters']:,}",
+            f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
+        )
+    console.print(table)
+    for row in result["contestants"].values():
+        if "act_wall" in row:
+            console.print(
+                f"{row['preset']}, {row['batch']} x {row['length']}, {row['precision']}, {row['threads']} threads;"
+                f" a policy step takes {1000 * row['act_wall']:.2f} ms."
+            )
+    if "ratios" in result:
+        console.print(_ratio_table(result["ratios"]))
+
+
+def _ratio_table(ratios: Sequence[Mapping[str, Any]]) -> Table:
+    ours = list(dict.fromkeys(r["ours"] for r in ratios))
+    table = Table(title="times as long as ours: wall (lowest to highest round; by CPU time)", box=None)
+    for column in ("", *ours):
+        table.add_column(column, justify="right" if column else "left")
+    for peer in dict.fromkeys(r["peer"] for r in ratios):
+        cells = (
+            f"{r['wall']:.2f} ({r['wall_lowest']:.2f} to {r['wall_highest']:.2f}; {r['cpu']:.2f})"
+            for r in ratios
+            if r["peer"] == peer
+        )
+        table.add_row(peer, *cells)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

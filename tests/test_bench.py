@@ -1,0 +1,136 @@
+"""The stopwatch: what it counts is what is trained, and a duel is fair, in turns, and says why a contestant died."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreamer_lpm import bench
+from dreamer_lpm.bench import Bench, Contestant, Work, duel
+from dreamer_lpm.types import UserError
+
+TINY = Work("tiny", 2, 6, "fp32", 1)
+
+# A contestant whose updates take what it is told, on both clocks, and who writes down when it was asked.
+FAKE = """
+import json, sys
+name, seconds, log = sys.argv[1], float(sys.argv[2]), sys.argv[3]
+print(json.dumps({"parameters": {"encoder": 3, "actor": 4}, "gflop": 1.0}), flush=True)
+for round, line in enumerate(sys.stdin):
+    with open(log, "a") as file:
+        file.write(name)
+    spent = [100.0 if round == 0 else seconds] * int(line)
+    print(json.dumps({"wall": spent, "cpu": [x / 2 for x in spent], "peak_memory_bytes": 7}), flush=True)
+"""
+
+
+def fake(name: str, seconds: float, log: Path) -> Contestant:
+    return Contestant(name, (sys.executable, "-c", FAKE, name[0], str(seconds), str(log)))
+
+
+def test_parts_add_up_to_all_that_is_trained() -> None:
+    made = Bench(TINY)
+    trained = sum(p.numel() for group in made.agent.optimizer.param_groups for p in group["params"])
+    assert sum(made.about()["parameters"].values()) == trained
+
+
+def test_dreamer_v3_1m_is_as_large_as_the_peers() -> None:
+    peer = {  # counted by benchmarks/peers/sheeprl_update.py in sheeprl 0.8.4's dreamer_v3_5 with the sizes of its 1M
+        "encoder": 14_304, "rssm": 376_384, "decoder": 80_595, "reward": 57_663, "continue": 41_153,
+        "actor": 49_666, "critic": 66_111,
+    }  # fmt: skip
+    ours = Bench(Work("1m", 1, 2, "fp32", 1)).about()["parameters"]
+    without_curiosity = sum(ours[name] for name in peer)
+    assert without_curiosity == pytest.approx(sum(peer.values()), rel=0.05)
+
+
+def test_twice_the_batch_is_twice_the_flop() -> None:
+    # Every product of an update has the batch as a factor, as long as each replayed state starts a dream.
+    one, two = (Bench(Work("1m", b, 3, "fp32", 1)).about()["gflop"] for b in (1, 2))
+    assert two == pytest.approx(2 * one, rel=1e-6)
+
+
+def test_an_update_that_is_timed_learns() -> None:
+    made = Bench(TINY)
+    before = [p.clone() for p in made.agent.parameters()]
+    times = bench.timed(made.update, 1)
+    assert any(not torch.equal(a, b) for a, b in zip(before, made.agent.parameters(), strict=True))
+    assert times["wall"][0] > 0
+    assert times["cpu"][0] > 0
+
+
+def test_duel_takes_turns_and_leaves_out_the_warm_up(tmp_path: Path) -> None:
+    log = tmp_path / "asked"
+    rows = duel([fake("ours", 0.5, log), fake("peer", 1.5, log)], rounds=3)
+    assert log.read_text() == "op" * 4
+    assert rows["ours"]["seconds"]["wall"] == [0.5] * 3
+    assert (rows["peer"]["wall"], rows["peer"]["cpu"], rows["peer"]["peak_memory_bytes"]) == (1.5, 0.75, 7)
+    assert (rows["peer"]["world_parameters"], rows["peer"]["all_parameters"]) == (3, 7)
+
+
+def test_a_dying_contestant_gets_a_last_word() -> None:
+    dies = Contestant("peer", (sys.executable, "-c", "raise SystemExit('No module named sheeprl')"))
+    with pytest.raises(UserError, match="'peer' stopped: No module named sheeprl"):
+        duel([dies], rounds=1)
+    with pytest.raises(UserError, match="'peer' stopped: enough"):
+        duel([Contestant("peer", (sys.executable, "-c", "print('{}', flush=True); input(); exit('enough')"))], rounds=1)
+
+
+def test_environment_reaches_the_contestant() -> None:
+    shows = "import os; raise SystemExit(os.environ['MALLOC_TOP_PAD_'])"
+    settings = tuple(bench.KEEP_FREED_MEMORY.items())
+    with pytest.raises(UserError, match=str(2**28)):
+        duel([Contestant("peer", (sys.executable, "-c", shows), settings)], rounds=1)
+
+
+def test_alone_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--preset", "tiny", "--batch", "2", "--length", "6", "--repeat", "3", "--precision", "fp32"]
+    files = ["--json", str(tmp_path / "new" / "a.json"), "--csv", str(tmp_path / "new" / "a.csv"), "--note", "noisy"]
+    assert bench.main([*args, *files]) == 0
+    assert "a policy step takes" in capsys.readouterr().out
+    result = json.loads((tmp_path / "new" / "a.json").read_text())
+    row = result["contestants"]["ours"]
+    assert (row["batch"], row["length"], row["precision"], result["note"]) == (2, 6, "fp32", "noisy")
+    assert sorted(row["seconds"]["wall"])[1] == row["wall"]
+    with (tmp_path / "new" / "a.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [float(x["wall_seconds"]) for x in lines] == pytest.approx(row["seconds"]["wall"], abs=1e-6)
+
+
+def test_against_a_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Our own worker processes against a peer that always takes an hour."""
+    peer, log = tmp_path / "peer.py", tmp_path / "asked"
+    peer.write_text(f"import sys\nsys.argv = ['', 'p', '3600', {str(log)!r}]\n{FAKE}")
+    monkeypatch.setattr(bench, "PEER_SCRIPT", peer)
+    args = ["--against", "sheeprl", "--peer-python", sys.executable, "--batch", "2", "--length", "3", "--repeat", "1"]
+    assert bench.main([*args, "--precision", "fp32", "--json", str(tmp_path / "a.json")]) == 0
+    assert "times as long as ours" in capsys.readouterr().out
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert {"ours 1m fp32", "ours tiny fp32", "sheeprl dreamer_v3_5 fp32"} < set(result["contestants"])
+    for ratio in result["ratios"]:
+        assert ratio["wall"] == pytest.approx(3600 / result["contestants"][ratio["ours"]]["wall"])
+        assert ratio["wall"] > 100  # a worker's time is in seconds, and its update takes less than 36 of them
+
+
+@pytest.mark.parametrize(
+    ("args", "fix"),
+    [
+        (["--preset", "1mm"], "choose one of"),
+        (["--repeat", "0"], "at least 1"),
+        (["--threads", "-1"], "0 or more"),
+        (["--against", "sheeprl", "--preset", "tiny"], "choose one of 1m, 12m"),
+        (["--against", "sheeprl", "--batch", "17"], "at most 1024"),
+        (
+            ["--against", "sheeprl", "--peer-python", "no/such/python"],
+            "pip install -r benchmarks/peers/sheeprl-requirements.txt",
+        ),
+    ],
+)
+def test_mistakes_name_the_fix(args: list[str], fix: str) -> None:
+    with pytest.raises(UserError, match=fix):
+        bench.main(args)

@@ -1,0 +1,202 @@
+"""RSSM: filtering a sequence is filtering step by step, a border cuts memory, and gradients pass through samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dreamer_lpm.world import RSSM, Latent, RSSMConfig
+from tests.world.tiny import RSSM_CONFIG, generator
+
+B, T, A, E = 3, 5, 2, 7
+
+
+def make_rssm(blocks: int = 1, cfg: RSSMConfig = RSSM_CONFIG) -> RSSM:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return RSSM(RSSMConfig(cfg.deter, cfg.hidden, cfg.stoch, cfg.classes, blocks), A, E)
+
+
+class Inputs:
+    """Random inputs of :meth:`RSSM.observe`, with borders at the start of one sequence and in the middle of another."""
+
+    def __init__(self, rssm: RSSM) -> None:
+        g = generator(1)
+        self.start = Latent(
+            torch.randn(B, rssm.cfg.deter, generator=g),
+            rssm.sample(torch.zeros(B, rssm.cfg.stoch, rssm.cfg.classes), rssm.noise((B,), g)),
+        )
+        self.action = torch.rand(B, T, A, generator=g) * 2 - 1
+        self.embed = torch.randn(B, T, E, generator=g)
+        self.is_first = torch.zeros(B, T, dtype=torch.bool)
+        self.is_first[0, 0] = self.is_first[1, 2] = True
+        self.noise = rssm.noise((B, T), g)
+
+    def observe(self, rssm: RSSM) -> tuple[Latent, Tensor, Tensor]:
+        return rssm.observe(self.start, self.action, self.embed, self.is_first, self.noise)
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_observe_equals_observe_step_by_step(blocks: int) -> None:
+    """Training sees what acting saw: one pass with projections hoisted out of the loop equals single steps."""
+    rssm = make_rssm(blocks)
+    x = Inputs(rssm)
+    latents, post, prior = x.observe(rssm)
+    state = x.start
+    for t in range(T):
+        state = rssm.observe_step(state, x.action[:, t], x.embed[:, t], x.is_first[:, t], x.noise[:, t])
+        torch.testing.assert_close(latents.deter[:, t], state.deter)
+        torch.testing.assert_close(latents.stoch[:, t], state.stoch)
+        torch.testing.assert_close(prior[:, t], rssm.prior(state.deter))
+        torch.testing.assert_close(post[:, t], rssm.posterior(state.deter, rssm.post_embed(x.embed[:, t])))
+
+
+def test_log_probabilities_are_normalised() -> None:
+    rssm = make_rssm()
+    for log_probs in Inputs(rssm).observe(rssm)[1:]:
+        assert log_probs.shape == (B, T, rssm.cfg.stoch, rssm.cfg.classes)
+        torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(B, T, rssm.cfg.stoch))
+
+
+def cuts_memory(observe: Callable[[RSSM, Inputs], Latent]) -> bool:
+    """Whether nothing before a border, nor the action at it, reaches the states from the border on."""
+    rssm = make_rssm()
+    x, y = Inputs(rssm), Inputs(rssm)
+    y.start = Latent(y.start.deter + 1, y.start.stoch.roll(1, -1))
+    y.action[:, :3] += 0.5
+    y.embed[:, :2] += 1.0
+    a, b = observe(rssm, x), observe(rssm, y)
+    assert not torch.equal(a.deter[2, 2:], b.deter[2, 2:]), "without a border the past must matter"
+    return torch.equal(a.deter[1, 2:], b.deter[1, 2:]) and torch.equal(a.stoch[1, 2:], b.stoch[1, 2:])
+
+
+def deaf_to_borders(rssm: RSSM, x: Inputs) -> Latent:
+    """The mutant: a border is treated as a transition."""
+    x.is_first = torch.zeros_like(x.is_first)
+    return x.observe(rssm)[0]
+
+
+def border_keeps_action(rssm: RSSM, x: Inputs) -> Latent:
+    """The mutant: state is cut at a border, but the action of the old episode's end still enters."""
+    state, states = x.start, []
+    for t in range(T):
+        keep = (~x.is_first[:, t]).float().unsqueeze(-1)
+        deter = rssm.core(Latent(state.deter * keep, state.stoch * keep), rssm.in_action(x.action[:, t]))
+        post = rssm.posterior(deter, rssm.post_embed(x.embed[:, t]))
+        state = Latent(deter, rssm.sample(post, x.noise[:, t]))
+        states.append(state)
+    return Latent(torch.stack([s.deter for s in states], 1), torch.stack([s.stoch for s in states], 1))
+
+
+def test_is_first_cuts_memory() -> None:
+    assert cuts_memory(lambda rssm, x: x.observe(rssm)[0])
+    assert not cuts_memory(deaf_to_borders)
+    assert not cuts_memory(border_keeps_action)
+
+
+def test_a_border_begins_like_an_episode() -> None:
+    """The state at a border is the one that the zero state and the zero action lead to."""
+    rssm = make_rssm()
+    x = Inputs(rssm)
+    latents, _, _ = x.observe(rssm)
+    zero = rssm.initial((1,), torch.device("cpu"))
+    begun = rssm.observe_step(
+        zero, torch.zeros(1, A), x.embed[1:2, 2], torch.zeros(1, dtype=torch.bool), x.noise[1:2, 2]
+    )
+    torch.testing.assert_close(latents.deter[1:2, 2], begun.deter)
+    torch.testing.assert_close(latents.stoch[1:2, 2], begun.stoch)
+
+
+def test_the_future_does_not_reach_back() -> None:
+    rssm = make_rssm()
+    x, y = Inputs(rssm), Inputs(rssm)
+    y.embed[:, 3:] += 1.0
+    y.action[:, 3:] += 0.5
+    (a, _, prior_a), (b, _, prior_b) = x.observe(rssm), y.observe(rssm)
+    assert torch.equal(a.feat[:, :3], b.feat[:, :3])
+    assert torch.equal(prior_a[:, :3], prior_b[:, :3])
+    assert not torch.equal(a.feat[2, 3], b.feat[2, 3])
+
+
+def test_the_prior_of_a_step_knows_the_action_but_not_the_picture() -> None:
+    rssm = make_rssm()
+    x, y, z = Inputs(rssm), Inputs(rssm), Inputs(rssm)
+    y.embed[:, -1] += 1.0
+    z.action[:, -1] += 0.5
+    (_, post_x, prior_x), (_, post_y, prior_y), (_, _, prior_z) = (i.observe(rssm) for i in (x, y, z))
+    assert torch.equal(prior_x, prior_y)
+    assert not torch.equal(post_x[:, -1], post_y[:, -1])
+    assert not torch.equal(prior_x[:, -1], prior_z[:, -1])
+
+
+def test_gradients_pass_through_samples_and_through_time() -> None:
+    """The last state answers for the first picture, though only samples lie between; without straight-through it would not."""
+    rssm = make_rssm()
+    x = Inputs(rssm)
+    x.embed.requires_grad_()
+    latents, _, _ = x.observe(rssm)
+    (gradient,) = torch.autograd.grad(latents.deter[:, -1].square().sum(), x.embed)
+    reached = gradient.abs().sum(-1) > 0
+    assert reached[2, :4].all()
+    assert not reached[2, 4], "the last picture enters the last sample, not the last deter"
+    assert not reached[1, :2].any(), "no gradient crosses a border"
+    assert reached[1, 2:4].all()
+
+
+def test_imagine_step_is_observe_step_with_the_prior_in_place_of_the_posterior() -> None:
+    rssm = make_rssm()
+    x = Inputs(rssm)
+    no_border = torch.zeros(B, dtype=torch.bool)
+    dreamt = rssm.imagine_step(x.start, x.action[:, 0], x.noise[:, 0])
+    seen = rssm.observe_step(x.start, x.action[:, 0], x.embed[:, 0], no_border, x.noise[:, 0])
+    torch.testing.assert_close(dreamt.deter, seen.deter)
+    torch.testing.assert_close(dreamt.stoch, rssm.sample(rssm.prior(seen.deter), x.noise[:, 0]))
+    assert torch.equal(
+        rssm.imagine_step(x.start, x.action[:, 0], None).stoch.unflatten(-1, (4, 4)).argmax(-1),
+        rssm.prior(seen.deter).argmax(-1),
+    )
+
+
+def test_recurrent_state_stays_within_one() -> None:
+    """deter is a convex combination of its past and a tanh, so it cannot blow up over long sequences."""
+    rssm = make_rssm()
+    with torch.no_grad():
+        for p in rssm.parameters():
+            p.mul_(20)
+    state = rssm.initial((4,), torch.device("cpu"))
+    g = generator()
+    for _ in range(50):
+        state = rssm.imagine_step(state, torch.randn(4, A, generator=g), rssm.noise((4,), g))
+    assert state.deter.abs().max() <= 1
+
+
+def gates_stay_in_their_block(core: Callable[[RSSM, Latent, Tensor], Tensor], blocks: int) -> bool:
+    """Whether every unit's gates depend on the recurrent state of its own block, all of it, and on no other block."""
+    rssm = make_rssm(blocks)
+    rssm.core_norm = nn.Identity()  # type: ignore[assignment]  # it couples all units, which is not the question
+    x = Inputs(rssm)
+    action_in = rssm.in_action(x.action[0, 0])
+    jacobian = torch.autograd.functional.jacobian(
+        lambda deter: core(rssm, Latent(deter, x.start.stoch[0]), action_in), x.start.deter[0]
+    )
+    width = rssm.cfg.deter // blocks
+    inside = torch.block_diag(*[torch.ones(width, width)] * blocks).bool()
+    return bool(((jacobian != 0) == inside).all())
+
+
+def core_split_across_blocks(rssm: RSSM, prev: Latent, action_in: Tensor) -> Tensor:
+    """The mutant: the core's outputs are cut in three as a whole, so a unit's candidate comes from a foreign block."""
+    x = nn.functional.silu(rssm.in_norm(rssm.in_stoch(prev.stoch) + action_in))
+    reset, candidate, update = rssm.core_norm(rssm.core_in(x) + rssm.core_rec(prev.deter)).chunk(3, -1)
+    update = torch.sigmoid(update - 1)
+    return update * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - update) * prev.deter
+
+
+def test_each_block_of_the_core_recurs_on_itself() -> None:
+    assert gates_stay_in_their_block(RSSM.core, 1)
+    assert gates_stay_in_their_block(core_split_across_blocks, 1), "with one block there is nothing to mix up"
+    assert not gates_stay_in_their_block(core_split_across_blocks, 4)
+    assert gates_stay_in_their_block(RSSM.core, 4)

@@ -1,0 +1,204 @@
+"""Curiosity inside the agent: what it is shown, what dreams are paid, and that the world model never learns from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from dreamer_lpm.agent import Agent, AgentConfig
+from dreamer_lpm.behavior import BehaviorConfig
+from dreamer_lpm.curiosity import REGISTRY, CuriosityConfig, IntrinsicReward, Losses, Transition
+from dreamer_lpm.types import Batch
+from dreamer_lpm.world import Latent
+from tests.world.tiny import SPEC, WORLD_CONFIG, generator, random_batch
+
+BEHAVIOR = BehaviorConfig(hidden=8, layers=1, horizon=3, starts=8)
+
+
+def agent(curiosity: str = "none", eta: float = 1.0, kind: type[Agent] = Agent) -> Agent:
+    """A tiny one; its world model is the same whatever its curiosity."""
+    bonus = CuriosityConfig(hidden=8, queue=32)
+    cfg = AgentConfig(world=WORLD_CONFIG, behavior=BEHAVIOR, bonus=bonus, curiosity=curiosity, lpm_eta=eta)
+    return kind(cfg, SPEC)
+
+
+class Watcher(IntrinsicReward):
+    """Pays expected minus actual error, both known: 2.0 - 0.5. Remembers what it was shown."""
+
+    def __init__(self, formula: Callable[[float, float], float] = lambda g, e: g - e):
+        super().__init__()
+        self.pay = formula(2.0, 0.5)
+        self.learned: list[Transition] = []
+        self.asked: list[Transition] = []
+
+    def reward(self, t: Transition) -> Tensor:
+        self.asked.append(t)
+        return torch.full(t.mask.shape, self.pay)
+
+    def loss(self, t: Transition) -> Losses:
+        self.learned.append(t)
+        return {}
+
+
+def watched(batch: Batch, kind: type[Agent] = Agent) -> Watcher:
+    """What curiosity is shown in a first update. The posterior is sure of itself, so that frames matter."""
+    subject = agent(kind=kind)
+    subject.world.rssm.post_out.weight.data.mul_(100)
+    watcher = Watcher()
+    subject.curiosity = watcher
+    subject.update(batch)
+    return watcher
+
+
+# The world model learns from the extrinsic reward and the pictures alone
+
+
+def world_after(subject: Agent, updates: int = 3) -> dict[str, Tensor]:
+    for seed in range(updates):
+        subject.update(random_batch(seed=seed))
+    return subject.world.state_dict()
+
+
+def check_world_is_untouched(subject: Agent) -> None:
+    """Bit for bit the world model of an agent that has no curiosity at all."""
+    alone, curious = world_after(agent("none")), world_after(subject)
+    changed = [name for name in alone if not torch.equal(alone[name], curious[name])]
+    assert not changed, changed
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_no_curiosity_reaches_the_world_model(name: str) -> None:
+    check_world_is_untouched(agent(name, eta=10.0))
+
+
+class _StoresTheBonus(Agent):
+    """The planted mistake: the bonus is added to the reward that the reward model learns."""
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        return super().update(batch._replace(reward=batch.reward + 1.5))
+
+
+class _Attached(Agent):
+    """The planted mistake: curiosity is shown features with a way back into the world model."""
+
+    def _transitions(self, batch: Batch, latents: Latent) -> Transition:
+        _, attached, _ = self.world.loss(batch, generator())
+        return super()._transitions(batch, attached)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(_StoresTheBonus, "none"), (_Attached, "lpm_guide")])
+def test_curiosity_that_reaches_the_world_model_is_caught(kind: type[Agent], name: str) -> None:
+    with pytest.raises(AssertionError):
+        check_world_is_untouched(agent(name, kind=kind))
+
+
+# What curiosity is shown
+
+
+def check_predicted_before_seen(kind: type[Agent]) -> None:
+    """Another last frame leaves all that had been expected as it was, while what was seen is another."""
+    batch = random_batch()
+    black, white = batch.obs.clone(), batch.obs.clone()
+    black[:, -1], white[:, -1] = 0, 255
+    (one,), (other,) = (watched(batch._replace(obs=obs), kind).learned for obs in (black, white))
+    assert one.predicted is not None
+    assert other.predicted is not None
+    assert one.target is not None
+    assert other.target is not None
+    assert not torch.equal(one.target[:, -1], other.target[:, -1])
+    assert torch.equal(one.predicted, other.predicted), "it had seen the frame"
+
+
+def test_the_error_is_of_a_prediction() -> None:
+    check_predicted_before_seen(Agent)
+
+
+class _Reconstructs(Agent):
+    """The planted mistake: the posterior, which has seen the frame, says what was expected."""
+
+    def _transitions(self, batch: Batch, latents: Latent) -> Transition:
+        with torch.no_grad():
+            picture = self.world.decoder(latents.feat[:, 1:])
+        return replace(super()._transitions(batch, latents), predicted=picture)
+
+
+def test_a_reconstruction_error_is_caught() -> None:
+    with pytest.raises(AssertionError, match="it had seen the frame"):
+        check_predicted_before_seen(_Reconstructs)
+
+
+def test_replayed_steps_go_from_state_by_action_to_next_state_and_know_the_borders() -> None:
+    batch = random_batch()
+    (t,) = watched(batch).learned
+    assert t.target is not None
+    assert t.predicted is not None
+    torch.testing.assert_close(t.target, batch.obs[:, 1:] / 255)
+    assert torch.equal(t.action, batch.action[:, 1:])  # action[:, k] led to obs[:, k]
+    assert torch.equal(t.mask, ~batch.is_first[:, 1:])
+    assert not t.mask.all()
+    assert torch.equal(t.feat[:, 1:], t.next_feat[:, :-1])
+    assert t.predicted.shape == t.target.shape
+    assert not any(x.requires_grad for x in (t.feat, t.action, t.next_feat, t.target, t.predicted))
+
+
+def test_dreams_show_no_frame_and_have_no_border() -> None:
+    shown = watched(random_batch()).asked
+    dreams = [t for t in shown if t.mask.shape == (BEHAVIOR.horizon, BEHAVIOR.starts)]
+    assert len(dreams) == 1
+    (t,) = dreams
+    assert t.target is None
+    assert t.predicted is None
+    assert t.mask.all()
+    assert torch.equal(t.feat[1:], t.next_feat[:-1])
+    assert t.action.shape == (*t.mask.shape, SPEC.size)
+
+
+# What dreams are paid
+
+
+def dream_reward(subject: Agent, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """The reward (H, B) that the behavior is given in the first update."""
+    given: list[Tensor] = []
+    loss = subject.behavior.loss
+
+    def spy(feat: Tensor, sampled: Tensor, reward: Tensor, cont: Tensor, alive: Tensor) -> dict[str, Tensor]:
+        given.append(reward)
+        return loss(feat, sampled, reward, cont, alive)
+
+    monkeypatch.setattr(subject.behavior, "loss", spy)
+    subject.update(random_batch())
+    return given[0]
+
+
+def check_eta_scales_the_whole_bonus(watcher: Watcher, eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """reward = extrinsic + eta * (expected - actual)."""
+    subject = agent(eta=eta)
+    subject.curiosity = watcher
+    extrinsic = dream_reward(agent("none"), monkeypatch)
+    torch.testing.assert_close(dream_reward(subject, monkeypatch), extrinsic + eta * (2.0 - 0.5))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0, 3.0])
+def test_eta_scales_the_whole_bonus(eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_eta_scales_the_whole_bonus(Watcher(), eta, monkeypatch)
+
+
+@pytest.mark.parametrize("eta", [0.4, 3.0])
+def test_eta_on_the_expected_error_only_is_caught(eta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """eta * g - e is what the agent pays for a bonus of g - e / eta."""
+    with pytest.raises(AssertionError):
+        check_eta_scales_the_whole_bonus(Watcher(lambda g, e: g - e / eta), eta, monkeypatch)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_losses_have_names_of_their_own(name: str) -> None:
+    """A name that another part uses too would silently replace that part's loss."""
+    batch = random_batch()
+    alone, curious = agent("none").update(batch), agent(name)
+    own = len(curious.curiosity.loss(watched(batch).learned[0]))
+    total = [key for key in agent(name).update(batch) if key.startswith("loss/")]
+    assert len(total) == len([key for key in alone if key.startswith("loss/")]) + own

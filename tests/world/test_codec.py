@@ -89,23 +89,22 @@ def test_decoder_keeps_places(stages: Stages) -> None:
         assert (high <= home + block - 1 + seam).all()
 
 
-def test_corners_and_colours_survive_the_round_trip() -> None:
-    """Four pictures, each with another corner lit in another colour: overfitted, each comes back as itself."""
+def test_decoder_learns_corners_and_colours_as_they_are() -> None:
+    """Four pictures, each with another corner lit in another colour: overfitted, each corner and colour is where it was."""
     colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=torch.uint8)
     corners = [(0, 0), (0, 24), (24, 0), (24, 24)]
     frames = torch.zeros(4, 32, 32, 3, dtype=torch.uint8)
     for frame, colour, (row, column) in zip(frames, colours, corners, strict=True):
         frame[row : row + 8, column : column + 8] = colour
-    encoder, _ = codec(STAGES[-1], depth=16, size=32)
-    _, decoder = codec(STAGES[-1], feat_size=encoder.size, depth=16, size=32)
-    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=3e-3)
-    for _ in range(140):
-        loss = (decoder(encoder(frames)) - frames.float() / 255).square().sum((-3, -2, -1)).mean()
+    _, decoder = codec(STAGES[-1], feat_size=4, depth=16, size=32)
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-2)
+    for _ in range(80):
+        loss = (decoder(torch.eye(4)) - frames.float() / 255).square().sum((-3, -2, -1)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    back = decoder(encoder(frames)).detach()
+    back = decoder(torch.eye(4)).detach()
     for i, (row, column) in enumerate(corners):
         seen = back[i, row : row + 8, column : column + 8].mean((0, 1))
-        torch.testing.assert_close(seen, colours[i].float() / 255, rtol=0, atol=0.25)
-    assert (back - frames.float() / 255).square().mean() < 0.01
+        torch.testing.assert_close(seen, colours[i].float() / 255, rtol=0, atol=0.1)
+    assert (back - frames.float() / 255).square().mean() < 0.002

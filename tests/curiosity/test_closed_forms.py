@@ -206,7 +206,7 @@ def test_borders_wait_in_the_queue_but_are_not_learned() -> None:
 
 
 def test_a_queue_smaller_than_a_batch_is_refused() -> None:
-    X:
+    with pytest.raises(UserError, match=r"queue 5 .* 6 transitions of one batch; raise it"):
         LPM(DIMS, 4, queue=5).loss(serial(0, (2, 3)))
     LPM(DIMS, 4, queue=6).loss(serial(0, (2, 3)))
 

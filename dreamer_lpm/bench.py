@@ -49,13 +49,13 @@ PEER_SCRIPT = Path(__file__).parents[1] / "benchmarks" / "peers" / "sheeprl_upda
 # What `keep_freed_memory` does for ours, as environment variables: for the peer at its best.
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(2**28)}
 DIFFERENCES = (
-    "Equal by construction: deter, hidden units, latents x classes, conv depth, layers of actor, critic and heads, B, T,"
-    " horizon, a dream from every replayed state, uint8 frames of 64x64x3, one continuous action.",
+    "Equal by construction: deter, hidden units, latents x classes, depth, layers of actor, critic and heads, B, T,"
+    " horizon, a dream from every replayed state, 64x64x3 frames, one continuous action.",
     "Ours does more: the curiosity (default `lpm`: error predictor, distilled head, a second decoding of every prior, a"
     " bonus for every imagined step) and the training metrics. The peer's metrics are switched off.",
     "Encoder: ours has four k4 s2 convolutions; dreamer_v3_5 convolves k5 at stride 1 on the full grid and then pools;"
-    " dreamer_v3 has four k4 s2 convolutions, of 1, 2, 4, 8 times the depth. Decoder: ours unfolds channels into pixels"
-    " after 1x1 convolutions, with one k3 at the end; dreamer_v3_5 upsamples and convolves k5; dreamer_v3 has transposed"
+    " dreamer_v3 has four k4 s2 convolutions of 1, 2, 4, 8 times the depth. Decoder: ours unfolds channels to pixels"
+    " after 1x1 convolutions, one k3 at the end; dreamer_v3_5 upsamples and convolves k5; dreamer_v3 has transposed"
     " convolutions. Encoder and decoder are most of the GFLOP of dreamer_v3_5.",
     "Core: ours and dreamer_v3_5 are block-diagonal (8); dreamer_v3 is dense, hence its larger count. The prior of"
     " dreamer_v3_5 has two hidden layers, ours and that of dreamer_v3 one.",
@@ -313,7 +313,7 @@ def _sheeprl(work: Work, python: Path) -> list[Contestant]:
         for contestant in (
             Contestant(f"sheeprl {algo} fp32", (*command, "--algo", algo)),
             Contestant(
-                f"sheeprl {algo} bf16, allocator",
+                f"sheeprl {algo} bf16+alloc",
                 (*command, "--algo", algo, "--precision", "bf16-mixed"),
                 tuple(KEEP_FREED_MEMORY.items()),
             ),
@@ -445,10 +445,11 @@ def _csv(result: Mapping[str, Any]) -> str:
 
 
 def _show(result: Mapping[str, Any]) -> None:
-    console = Console(soft_wrap=True)
+    console = Console()
+    console = Console(width=max(console.width, 120), soft_wrap=True)  # figures cut in two cannot be read
     machine = result["machine"]
     table = Table(title=f"{machine['cpu']}, load average {machine['load_average_1_min']:.1f}", box=None)
-    for column in ("", "s/update", "CPU s", "GFLOP", "GFLOP/s", "world model", "all", "peak memory"):
+    for column in ("", "s/update", "CPU s", "GFLOP", "GFLOP/s", "world model", "all weights", "memory"):
         table.add_column(column, justify="right" if column else "left")
     for name, row in result["contestants"].items():
         table.add_row(
@@ -479,7 +480,7 @@ def _ratio_table(ratios: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(column, justify="right" if column else "left")
     for peer in dict.fromkeys(r["peer"] for r in ratios):
         cells = (
-            f"{r['wall']:.2f} ({r['wall_lowest']:.2f} to {r['wall_highest']:.2f}; {r['cpu']:.2f})"
+            f"{r['wall']:.2f} ({r['wall_lowest']:.1f}-{r['wall_highest']:.1f}; {r['cpu']:.2f})"
             for r in ratios
             if r["peer"] == peer
         )

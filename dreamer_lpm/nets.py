@@ -82,7 +82,7 @@ def one_hot_straight_through(log_probs: Tensor, noise: Tensor | None) -> Tensor:
     if not log_probs.requires_grad:
         return hard
     probs = log_probs.exp()
-    return hard + probs - probs.detach()
+    return hard + (probs - probs.detach())  # in this order the value is exactly one-hot
 
 
 def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ train(RunConfig(steps=10_000, noisy_tv=True), Path("runs/mine"))
 from __future__ import annotations
 
 import dataclasses
+import math
 import resource
 import signal
 import sys
@@ -68,7 +69,7 @@ class RunConfig:
     """Seed of everything: env, TV, replay, networks."""
     batch_size: int = 16
     """B, sequences per update."""
-    seq_length: int = 32
+    seq_length: int = 16
     """T, agent steps per sequence."""
     update_every: float = 4.0
     """Env steps between two updates."""
@@ -194,7 +195,9 @@ class State:
     def learn(self) -> None:
         """One update from one sampled batch."""
         metrics = self.agent.update(self.replay.sample(self.rng, self.cfg.batch_size, self.cfg.seq_length))
-        self.sums = {k: v + self.sums[k] if self.summed else v for k, v in metrics.items()}
+        # (sum, count) of what is a number; on the device until the logger asks.
+        pairs = {k: torch.stack([v.nan_to_num(), (~v.isnan()).float()]) for k, v in metrics.items()}
+        self.sums = {k: v + self.sums[k] if self.summed else v for k, v in pairs.items()}
         self.summed += 1
         self.tally.updates += 1
 
@@ -435,7 +438,8 @@ class _Run:
         tally.logged = s.step
         if s.summed == 0:
             return
-        values = {k: float(v) / s.summed for k, v in s.sums.items() if self._says_something(k)}
+        totals = {k: v.tolist() for k, v in s.sums.items() if self._says_something(k)}
+        values = {k: total / count if count else math.nan for k, (total, count) in totals.items()}
         now = time.monotonic()
         tally.seconds += now - self.clock
         values["wall_steps_per_s"] = passed / (now - self.clock)
@@ -445,9 +449,9 @@ class _Run:
 
     def _says_something(self, key: str) -> bool:
         """Whether a training metric is more than a constant 0: no bonus without curiosity, no TV steps without a TV."""
-        if not key.startswith("bonus/"):
-            return True
-        return self.cfg.agent.curiosity != "none" and (self.cfg.noisy_tv or key == "bonus/mean")
+        of_tv = "tv" in key
+        of_bonus = "bonus" in key
+        return (self.cfg.noisy_tv or not of_tv) and (self.cfg.agent.curiosity != "none" or not of_bonus)
 
     def _make(self, *, tv_on: bool) -> Callable[[], gym.Env[Any, Any]]:
         return lambda: make_env(self.cfg.env(tv_on=tv_on), images=self.images)

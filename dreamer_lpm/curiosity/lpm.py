@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dreamer_lpm.curiosity.base import Dims, FitGate, IntrinsicReward, Losses, Transition, log_mse
 from dreamer_lpm.nets import masked_mean
+from dreamer_lpm.types import UserError
 
 
 class ErrorPredictor(nn.Module):
@@ -75,7 +76,7 @@ class LPM(IntrinsicReward):
     def loss(self, t: Transition) -> Losses:
         count = t.mask.numel()
         if count > self.queue:
-            raise ValueError(f"curiosity.queue = {self.queue} must hold one batch of {count} transitions; raise it")
+            raise UserError(f"--bonus.queue {self.queue} cannot hold the {count} transitions of one batch; raise it.")
         slots = (self.pushed + torch.arange(count, device=t.mask.device)) % self.queue
         # Clones: the slots are overwritten below, while backward still needs what they held.
         feat, action = self.feats[slots].clone(), self.actions[slots].clone()

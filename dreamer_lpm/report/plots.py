@@ -80,7 +80,7 @@ def _panels(rows: Sequence[Row]) -> list[tuple[str, str, Panel]]:
         (name, colour, _series(rows, "train", f"loss/{key}"))
         for name, colour, key in (
             ("reconstruction", BLUE, "recon"),
-            ("KL", ORANGE, "kl"),
+            ("KL", ORANGE, "dyn"),
             ("reward", GREEN, "reward"),
             ("continue", PURPLE, "cont"),
         )

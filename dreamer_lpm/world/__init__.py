@@ -2,7 +2,7 @@
 
 from dreamer_lpm.world.codec import Decoder, Encoder
 from dreamer_lpm.world.heads import ContinueModel, RewardModel
-from dreamer_lpm.world.model import Dream, Losses, WorldConfig, WorldModel
+from dreamer_lpm.world.model import Dream, Lesson, Losses, WorldConfig, WorldModel
 from dreamer_lpm.world.rssm import RSSM, Latent, RSSMConfig
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Dream",
     "Encoder",
     "Latent",
+    "Lesson",
     "Losses",
     "RSSMConfig",
     "RewardModel",

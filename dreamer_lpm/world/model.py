@@ -38,8 +38,19 @@ class WorldConfig:
     """Weight of KL(sg(posterior) || prior): teaches the prior to predict."""
     rep_scale: float = 0.1
     """Weight of KL(posterior || sg(prior)): keeps the posterior predictable."""
-    recon_scale: float = 1.0
-    """Weight of the squared error, summed over the pixels in [0, 1]."""
+    recon_knee: float = 10.0
+    """Squared error, summed over the pixels in [0, 1], from which on the reconstruction loss grows only logarithmically
+    (a blank frame instead of a Pendulum is off by 27)."""
+
+
+class Lesson(NamedTuple):
+    """What the world model made of a batch."""
+
+    losses: Losses  # each (B, T)
+    latents: Latent  # (B, T, ...)
+    target: Tensor  # (B, T, 64, 64, 3) the frames seen, in [0, 1]
+    predicted: Tensor  # (B, T, 64, 64, 3) the frames as expected before they were seen
+    look: Tensor  # (B, T) in [0, 1], how far the posterior looked at each frame
 
 
 class Dream(NamedTuple):
@@ -68,25 +79,37 @@ class WorldModel(nn.Module):
         stoch = torch.nn.functional.one_hot(batch.stoch.long(), classes).flatten(-2).to(batch.deter.dtype)
         return Latent(batch.deter, stoch)
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Losses, Latent, Tensor]:
-        """World-model losses of a batch, every one (B, T); the latents (B, T, ...); the picture (B, T, 64, 64, 3)."""
+    def loss(self, batch: Batch, generator: torch.Generator) -> Lesson:
+        """World-model losses of a batch, every one (B, T), and what they were computed from."""
         b, t = batch.reward.shape
         noise = self.rssm.noise((b, t), generator)
         embeds = self.encoder(batch.obs)
-        latents, post, prior = self.rssm.observe(self.start(batch), batch.action, embeds, batch.is_first, noise)
+        latents, post, prior, look = self.rssm.observe(self.start(batch), batch.action, embeds, batch.is_first, noise)
         feat = latents.feat
-        picture = self.decoder(feat)
-        error = (picture - batch.obs.float() / 255).square().sum((-3, -2, -1))
+        target = batch.obs.float() / 255
+        predicted = self.predict(latents)
         free = self.cfg.free_nats
         losses = {
-            "recon": self.cfg.recon_scale * error,
+            "recon": look * self._robust((self.decoder(feat) - target).square().sum((-3, -2, -1))),
             "dyn": self.cfg.dyn_scale * categorical_kl(post.detach(), prior).clamp(min=free),
             "rep": self.cfg.rep_scale * categorical_kl(post, prior.detach()).clamp(min=free),
             "reward": self.reward.loss(feat, batch.reward),
             "cont": self.cont.loss(feat, batch.is_terminal),
         }
+        if self.rssm.gate is not None:
+            log_error = torch.log((predicted - target).square().mean((-3, -2, -1)) + 1e-8)
+            losses["gate"] = self.rssm.gate.loss(latents.deter, log_error, batch.is_first)
         assert all(x.shape == (b, t) for x in losses.values()), {k: v.shape for k, v in losses.items()}
-        return losses, latents, picture
+        return Lesson(losses, latents, target, predicted, look)
+
+    def _robust(self, error: Tensor) -> Tensor:
+        """c log(1 + error / c): the squared error where it is small, its logarithm where it is large (...) -> (...).
+
+        A frame's pull on the weights then falls with its own error, as for a likelihood whose variance fits itself, so
+        that a picture nobody can draw does not drown all that can be drawn.
+        """
+        c = self.cfg.recon_knee
+        return c * torch.log1p(error / c)
 
     @torch.no_grad()
     def predict(self, latents: Latent) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamer_lpm.nets import BlockLinear, gumbel, mlp, one_hot_straight_through, unimix_log_probs
+from dreamer_lpm.world.gate import NoiseGate
 
 
 class Latent(NamedTuple):
@@ -43,6 +44,8 @@ class RSSMConfig:
     """Block-diagonal groups of the recurrent core (1: dense; DreamerV3 uses 8)."""
     unimix: float = 0.01
     """Share of the uniform distribution mixed into every categorical."""
+    noise_gate: bool = True
+    """Decline to look at frames whose prediction is expected to stay wrong (world/gate.py)."""
 
 
 class RSSM(nn.Module):
@@ -72,6 +75,11 @@ class RSSM(nn.Module):
         self.post_embed = nn.Linear(embed_size, cfg.hidden, bias=False)
         self.post_norm = nn.LayerNorm(cfg.hidden, eps=1e-3)
         self.post_out = nn.Linear(cfg.hidden, flat)
+        with torch.no_grad():
+            # Codes that differ between frames from the first update on. From torch's own small weights they are all
+            # noise, the decoder learns to ignore them, and the encoder takes off later (300 instead of 200 updates).
+            self.post_out.weight.mul_(8.0)
+        self.gate = NoiseGate(cfg.deter, cfg.hidden) if cfg.noise_gate else None
 
     def initial(self, lead: tuple[int, ...], device: torch.device) -> Latent:
         """The zero state, for the start of an episode."""
@@ -86,7 +94,8 @@ class RSSM(nn.Module):
         """One recurrent step. ``action_in`` (..., hidden) is the projected action; returns deter (..., D)."""
         x = F.silu(self.in_norm(self.in_stoch(prev.stoch) + action_in))
         gates = self.core_norm(self.core_in(x) + self.core_rec(prev.deter))
-        reset, candidate, update = gates.chunk(3, -1)
+        blocks = gates.unflatten(-1, (self.cfg.blocks, 3, -1))  # every block gates itself
+        reset, candidate, update = (gate.flatten(-2) for gate in blocks.unbind(-2))
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         update = torch.sigmoid(update - 1)  # biased towards remembering
         return update * candidate + (1 - update) * prev.deter
@@ -108,6 +117,18 @@ class RSSM(nn.Module):
         """Flattened one-hot sample (mode without noise), straight-through. (..., S, C) -> (..., S*C)."""
         return one_hot_straight_through(log_probs, noise).flatten(-2)
 
+    def see(self, deter: Tensor, embed_in: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Posterior and prior (..., S, C), and how far was looked (...).
+
+        Where the gate declines to look, the posterior falls back to the prior.
+        """
+        prior, post = self.prior(deter), self.posterior(deter, embed_in)
+        if self.gate is None:
+            return post, prior, torch.ones_like(deter[..., 0], dtype=torch.float32)
+        look = torch.where(is_first, 1.0, self.gate.look(deter))
+        w = look[..., None, None]
+        return torch.log(w * post.exp() + (1 - w) * prior.exp()), prior, look
+
     def observe_step(
         self, prev: Latent, action: Tensor, embed: Tensor, is_first: Tensor, noise: Tensor | None
     ) -> Latent:
@@ -118,30 +139,30 @@ class RSSM(nn.Module):
         keep = (~is_first).to(prev.deter.dtype).unsqueeze(-1)
         prev = Latent(prev.deter * keep, prev.stoch * keep)
         deter = self.core(prev, self.in_action(action * keep))
-        return Latent(deter, self.sample(self.posterior(deter, self.post_embed(embed)), noise))
+        return Latent(deter, self.sample(self.see(deter, self.post_embed(embed), is_first)[0], noise))
 
     def observe(
         self, start: Latent, actions: Tensor, embeds: Tensor, is_first: Tensor, noise: Tensor
-    ) -> tuple[Latent, Tensor, Tensor]:
+    ) -> tuple[Latent, Tensor, Tensor, Tensor]:
         """Filter sequences. start (B, ...), actions (B, T, A), embeds (B, T, E), is_first (B, T), noise (B, T, S, C).
 
-        Returns latents (B, T, ...) and the log-probabilities of posterior and prior, each (B, T, S, C).
+        Returns latents (B, T, ...), the log-probabilities of posterior and prior, each (B, T, S, C), and how far was
+        looked at each frame (B, T).
         """
         keep = (~is_first).to(actions.dtype).unsqueeze(-1)
         # Whatever does not depend on the recurrence is projected for all steps in one product.
         action_in = self.in_action(actions * keep)
         embed_in = self.post_embed(embeds)
-        deters, stochs, posts = [], [], []
+        states, seen = [], []
         state = start
-        for a, e, k, n in zip(action_in.unbind(1), embed_in.unbind(1), keep.unbind(1), noise.unbind(1), strict=True):
+        for a, e, k, f, n in zip(*(x.unbind(1) for x in (action_in, embed_in, keep, is_first, noise)), strict=True):
             deter = self.core(Latent(state.deter * k, state.stoch * k), a)
-            log_post = self.posterior(deter, e)
-            state = Latent(deter, self.sample(log_post, n))
-            deters.append(deter)
-            stochs.append(state.stoch)
-            posts.append(log_post)
-        latents = Latent(torch.stack(deters, 1), torch.stack(stochs, 1))
-        return latents, torch.stack(posts, 1), self.prior(latents.deter)
+            seen.append(self.see(deter, e, f))
+            state = Latent(deter, self.sample(seen[-1][0], n))
+            states.append(state)
+        latents = Latent(*(torch.stack(x, 1) for x in zip(*states, strict=True)))
+        post, prior, look = (torch.stack(x, 1) for x in zip(*seen, strict=True))
+        return latents, post, prior, look
 
     def imagine_step(self, prev: Latent, action: Tensor, noise: Tensor | None) -> Latent:
         """One step of a dream.

@@ -22,7 +22,7 @@ class _ChannelNorm(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        normed: Tensor = self.norm(x.permute(0, 2, 3, 1))
+        normed: Tensor = self.norm(x.permute(0, 2, 3, 1).float())
         return normed.permute(0, 3, 1, 2)
 
 

@@ -29,7 +29,7 @@ RUN groupadd --non-unique --gid "${GID}" lpm \
 WORKDIR /app
 
 # Only what the installer reads, so that an edit elsewhere keeps these slow layers.
-COPY --chown=${UID}:${GID} pyproject.toml LICENSE ./
+COPY --chown=${UID}:${GID} pyproject.toml README.md LICENSE ./
 COPY --chown=${UID}:${GID} dreamer_lpm/__init__.py dreamer_lpm/
 RUN python -c 'import tomllib; print(*(d for d in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] if d.startswith("torch")))' > /tmp/torch.txt \
     && pip install --index-url "${TORCH_INDEX}" --requirement /tmp/torch.txt \

@@ -30,6 +30,7 @@ def test_committed_without_outputs_and_paths(notebook: nbformat.NotebookNode) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_runs_from_top_to_bottom(
     notebook: nbformat.NotebookNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -37,7 +38,7 @@ def test_runs_from_top_to_bottom(
     monkeypatch.setenv("DREAMER_LPM_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
-    NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=800, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
     outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
     assert [data for out in outputs["curves"] if (data := out.get("data", {}).get("image/png"))]

@@ -1,4 +1,4 @@
-"""The command line: ``dreamer-lpm train`` and ``dreamer-lpm eval``.
+"""The command line: ``dreamer-lpm train``, ``eval`` and ``bench``.
 
 ``train_lpm.py`` is ``train`` under the guide's name.
 """
@@ -21,6 +21,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from dreamer_lpm import bench
 from dreamer_lpm.envs import make_env
 from dreamer_lpm.evaluate import evaluate, load, record
 from dreamer_lpm.noisy_tv import NoisyTVError, load_images
@@ -41,17 +42,18 @@ CHANGEABLE = {
     "log_every",
     "checkpoint_every",
 }
-USAGE = """usage: dreamer-lpm {train,eval} [OPTIONS]
+USAGE = """usage: dreamer-lpm {train,eval,bench} [OPTIONS]
 
   train   learn, in front of the Noisy TV or without it (options: dreamer-lpm train --help)
   eval    play with a trained agent:  dreamer-lpm eval agent_lpm.pth --episodes 10
+  bench   time an update on this machine, alone or against a peer at equal sizes
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dreamer-lpm``; returns the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
-    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval}
+    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "bench": bench.main}
     if args and args[0] in commands:
         return _guard(commands[args[0]], args[1:])
     print(USAGE, end="", file=sys.stdout if args in (["--help"], ["-h"]) else sys.stderr)

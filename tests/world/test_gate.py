@@ -1,0 +1,108 @@
+"""The noise gate: closes on a kind of frame that stays unpredictable, and on nothing where all frames are alike."""
+
+import math
+
+import pytest
+import torch
+
+from dreamer_lpm.world.gate import NoiseGate, two_groups
+from tests.world.tiny import generator, random_batch, tiny_world
+
+DETER = 8
+
+
+def trained(log_errors: tuple[float, float], scatter: float, updates: int = 300) -> tuple[NoiseGate, torch.Tensor]:
+    """A gate that has met two kinds of states (half each, told apart by the first unit) with these mean log errors."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        gate = NoiseGate(DETER, 32)
+    g = generator()
+    optimizer = torch.optim.Adam(gate.parameters(), 3e-3)
+    deter = torch.randn(4, 16, DETER, generator=g)
+    deter[..., 0] = 1.0
+    deter[:2, :, 0] = -1.0
+    mean = torch.where(deter[..., 0] > 0, log_errors[1], log_errors[0])
+    first = torch.zeros(4, 16, dtype=torch.bool)
+    for _ in range(updates):
+        loss = gate.loss(deter, mean + scatter * torch.randn(4, 16, generator=g), first).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return gate, gate.look(deter)
+
+
+def test_two_groups_finds_the_two_levels() -> None:
+    values = torch.cat([torch.full((30,), -6.0), torch.full((10,), -2.0)])
+    low, high, scatter = two_groups(values[torch.randperm(40, generator=generator())])
+    assert (low.item(), high.item()) == pytest.approx((-6.0, -2.0), abs=1e-3)
+    assert scatter.item() == pytest.approx(0.0, abs=1e-2)
+
+
+def test_a_normal_distribution_cut_in_two_has_the_contrast_that_the_gate_assumes() -> None:
+    low, high, scatter = two_groups(torch.randn(200_000, generator=generator()))
+    # Each half of a standard normal: mean sqrt(2/pi), standard deviation sqrt(1 - 2/pi).
+    expected = math.sqrt(2 / math.pi) / math.sqrt(1 - 2 / math.pi)
+    assert ((high - low) / scatter).item() == pytest.approx(expected, rel=0.02)
+    assert expected < NoiseGate.contrast
+
+
+def test_closes_on_the_kind_that_stays_unpredictable_alone() -> None:
+    gate, look = trained((-7.0, -2.5), scatter=0.3)
+    assert gate.active == 1
+    assert look[:2].min() > 0.99
+    assert look[2:].max() < 0.01
+
+
+@pytest.mark.parametrize("log_errors", [(-7.0, -7.0), (-7.0, -6.5)])
+def test_looks_at_everything_where_frames_are_alike(log_errors: tuple[float, float]) -> None:
+    gate, look = trained(log_errors, scatter=0.3)
+    assert gate.active == 0
+    assert (look == 1).all()
+
+
+def test_frames_that_open_an_episode_are_no_evidence_and_always_looked_at() -> None:
+    gate = NoiseGate(DETER, 32)
+    deter = torch.randn(2, 8, DETER, generator=generator())
+    first = torch.zeros(2, 8, dtype=torch.bool)
+    first[:, 0] = True
+    with torch.no_grad():
+        gate.net[-1].weight.zero_()
+        gate.net[-1].bias.fill_(-7.0)
+    gate.loss(deter, torch.full((2, 8), -7.0), first)
+    assert gate.active == 0
+    world = tiny_world()
+    assert world.rssm.gate is not None
+    world.rssm.gate.active.fill_(1.0)
+    world.rssm.gate.threshold.fill_(-1e9)  # decline everything
+    batch = random_batch()
+    look = world.loss(batch, generator()).look
+    assert (look[batch.is_first] == 1).all()
+    assert (look[~batch.is_first] < 1e-6).all()
+
+
+def test_what_is_not_looked_at_leaves_no_trace_in_the_latent() -> None:
+    """With the gate closed the state is the same whatever the picture showed: the TV cannot enter it."""
+    world = tiny_world()
+    assert world.rssm.gate is not None
+    world.rssm.gate.active.fill_(1.0)
+    world.rssm.gate.threshold.fill_(-1e9)
+    batch = random_batch()
+    batch = batch._replace(is_first=torch.zeros_like(batch.is_first))
+    other = batch._replace(obs=255 - batch.obs)
+    one, two = (world.loss(b, generator()) for b in (batch, other))
+    assert torch.equal(one.latents.stoch.argmax(-1), two.latents.stoch.argmax(-1))
+    torch.testing.assert_close(one.latents.deter, two.latents.deter, rtol=0, atol=1e-6)
+    assert one.losses["recon"].max() < 1e-3
+    world.rssm.gate.active.zero_()  # and open, it does
+    one, two = (world.loss(b, generator()) for b in (batch, other))
+    assert not torch.allclose(one.latents.deter, two.latents.deter, atol=1e-6)
+
+
+def test_the_gates_error_trains_the_gate_alone() -> None:
+    world = tiny_world()
+    loss = world.loss(random_batch(), generator()).losses["gate"].mean()
+    names = [n for n, p in world.named_parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, [p for p in world.parameters() if p.requires_grad], allow_unused=True)
+    assert {n for n, g in zip(names, gradients, strict=True) if g is not None and g.abs().max() > 0} == {
+        n for n in names if n.startswith("rssm.gate.") and "net" in n
+    }

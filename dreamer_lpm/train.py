@@ -71,7 +71,7 @@ class RunConfig:
     """B, sequences per update."""
     seq_length: int = 16
     """T, agent steps per sequence."""
-    update_every: float = 4.0
+    update_every: float = 2.5
     """Env steps between two updates."""
     prefill: int = 1_000
     """Env steps of random actions before the first update."""

@@ -11,6 +11,7 @@ import pytest
 import student_code
 from dreamer_lpm.cli import main
 from dreamer_lpm.curiosity import REGISTRY
+from dreamer_lpm.noisy_tv import TVSpec
 from dreamer_lpm.presets import DEFAULT, PRESETS
 from dreamer_lpm.settings import from_plain, to_plain
 from dreamer_lpm.train import RunConfig
@@ -72,11 +73,11 @@ def test_same_commands_and_names_in_the_prose_of_both_languages() -> None:
     assert set(inline_code(ENGLISH)) ^ set(inline_code(JAPANESE)) <= {"auto"}
 
 
-def test_every_flag_exists(readme: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("path", GUIDES, ids=lambda p: p.name)
+def test_every_flag_exists(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known = help_of(capsys, "train") + help_of(capsys, "eval") + read(ROOT / "start.sh")
-    flags = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", readme))
-    assert "--lpm-eta" in flags
-    assert flags <= set(re.findall(r"--[a-z][\w.-]*", known)) | OTHER_TOOLS
+    flags = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", read(path)))
+    assert flags <= set(re.findall(r"--[a-z][\w.-]*\w", known)) | OTHER_TOOLS
 
 
 def test_defaults_are_those_of_the_code(readme: str) -> None:
@@ -92,6 +93,11 @@ def test_defaults_are_those_of_the_code(readme: str) -> None:
             value = value[part if part in value else part.replace("-", "_")]
         allowed = WORDS[value] if value is None or value is False else {f"`{value}`"}
         assert default in allowed, (flag, default, value)
+
+
+def test_tv_table_is_the_dataclass() -> None:
+    listed = {name: row[0].strip("`") for name, row in table_of(read(ROOT / "docs" / "noisy_tv.md"), "trigger").items()}
+    assert listed == {name: "none" if value is None else str(value) for name, value in to_plain(TVSpec()).items()}
 
 
 def test_every_choice_is_listed(readme: str) -> None:

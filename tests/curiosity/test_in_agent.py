@@ -13,17 +13,17 @@ from dreamer_lpm.agent import Agent, AgentConfig
 from dreamer_lpm.behavior import BehaviorConfig
 from dreamer_lpm.curiosity import REGISTRY, CuriosityConfig, IntrinsicReward, Losses, Transition
 from dreamer_lpm.types import Batch
-from dreamer_lpm.world import Latent
-from tests.world.tiny import SPEC, WORLD_CONFIG, generator, random_batch
+from dreamer_lpm.world import Lesson
+from tests.world.tiny import SPEC, WORLD_CONFIG, random_batch
 
 BEHAVIOR = BehaviorConfig(hidden=8, layers=1, horizon=3, starts=8)
 
 
-def agent(curiosity: str = "none", eta: float = 1.0, kind: type[Agent] = Agent) -> Agent:
+def agent(curiosity: str = "none", eta: float = 1.0) -> Agent:
     """A tiny one; its world model is the same whatever its curiosity."""
     bonus = CuriosityConfig(hidden=8, queue=32)
     cfg = AgentConfig(world=WORLD_CONFIG, behavior=BEHAVIOR, bonus=bonus, curiosity=curiosity, lpm_eta=eta)
-    return kind(cfg, SPEC)
+    return Agent(cfg, SPEC)
 
 
 class Watcher(IntrinsicReward):
@@ -44,9 +44,14 @@ class Watcher(IntrinsicReward):
         return {}
 
 
-def watched(batch: Batch, kind: type[Agent] = Agent) -> Watcher:
+def correct(subject: Agent) -> None:
+    """The agent as it is. Its sisters below plant a mistake in it."""
+
+
+def watched(batch: Batch, plant: Callable[[Agent], None] = correct) -> Watcher:
     """What curiosity is shown in a first update. The posterior is sure of itself, so that frames matter."""
-    subject = agent(kind=kind)
+    subject = agent()
+    plant(subject)
     subject.world.rssm.post_out.weight.data.mul_(100)
     watcher = Watcher()
     subject.curiosity = watcher
@@ -75,36 +80,46 @@ def test_no_curiosity_reaches_the_world_model(name: str) -> None:
     check_world_is_untouched(agent(name, eta=10.0))
 
 
-class _StoresTheBonus(Agent):
-    """The planted mistake: the bonus is added to the reward that the reward model learns."""
-
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        return super().update(batch._replace(reward=batch.reward + 1.5))
-
-
-class _Attached(Agent):
-    """The planted mistake: curiosity is shown features with a way back into the world model."""
-
-    def _transitions(self, batch: Batch, latents: Latent) -> Transition:
-        _, attached, _ = self.world.loss(batch, generator())
-        return super()._transitions(batch, attached)
+def store_the_bonus(subject: Agent) -> None:
+    """The bonus is added to the reward that the reward model learns."""
+    update = subject.update
+    subject.update = lambda batch: update(batch._replace(reward=batch.reward + 1.5))  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize(("kind", "name"), [(_StoresTheBonus, "none"), (_Attached, "lpm_guide")])
-def test_curiosity_that_reaches_the_world_model_is_caught(kind: type[Agent], name: str) -> None:
+def attach(subject: Agent) -> None:
+    """Curiosity is shown features with a way back into the world model."""
+    world_loss, bonus_loss = subject.world.loss, subject.curiosity.loss
+    lessons: list[Lesson] = []
+
+    def spy(batch: Batch, generator: torch.Generator) -> Lesson:
+        lessons.append(world_loss(batch, generator))
+        return lessons[-1]
+
+    subject.world.loss = spy  # type: ignore[method-assign]
+    subject.curiosity.loss = (
+        lambda t: bonus_loss(  # type: ignore[method-assign]
+            replace(t, feat=lessons[-1].latents.feat[:, :-1])
+        )
+    )
+
+
+@pytest.mark.parametrize("plant", [store_the_bonus, attach])
+def test_curiosity_that_reaches_the_world_model_is_caught(plant: Callable[[Agent], None]) -> None:
+    subject = agent("lpm_guide")
+    plant(subject)
     with pytest.raises(AssertionError):
-        check_world_is_untouched(agent(name, kind=kind))
+        check_world_is_untouched(subject)
 
 
 # What curiosity is shown
 
 
-def check_predicted_before_seen(kind: type[Agent]) -> None:
+def check_predicted_before_seen(plant: Callable[[Agent], None]) -> None:
     """Another last frame leaves all that had been expected as it was, while what was seen is another."""
     batch = random_batch()
     black, white = batch.obs.clone(), batch.obs.clone()
     black[:, -1], white[:, -1] = 0, 255
-    (one,), (other,) = (watched(batch._replace(obs=obs), kind).learned for obs in (black, white))
+    (one,), (other,) = (watched(batch._replace(obs=obs), plant).learned for obs in (black, white))
     assert one.predicted is not None
     assert other.predicted is not None
     assert one.target is not None
@@ -114,21 +129,18 @@ def check_predicted_before_seen(kind: type[Agent]) -> None:
 
 
 def test_the_error_is_of_a_prediction() -> None:
-    check_predicted_before_seen(Agent)
+    check_predicted_before_seen(correct)
 
 
-class _Reconstructs(Agent):
-    """The planted mistake: the posterior, which has seen the frame, says what was expected."""
-
-    def _transitions(self, batch: Batch, latents: Latent) -> Transition:
-        with torch.no_grad():
-            picture = self.world.decoder(latents.feat[:, 1:])
-        return replace(super()._transitions(batch, latents), predicted=picture)
+def reconstruct(subject: Agent) -> None:
+    """The posterior, which has seen the frame, says what was expected."""
+    world = subject.world
+    world.predict = lambda latents: world.decoder(latents.feat).detach()  # type: ignore[method-assign]
 
 
 def test_a_reconstruction_error_is_caught() -> None:
     with pytest.raises(AssertionError, match="it had seen the frame"):
-        check_predicted_before_seen(_Reconstructs)
+        check_predicted_before_seen(reconstruct)
 
 
 def test_replayed_steps_go_from_state_by_action_to_next_state_and_know_the_borders() -> None:

@@ -78,7 +78,9 @@ def discounted_reward(reward: Tensor, discount: Tensor, value: Tensor, lam: floa
 @pytest.mark.parametrize("lam", [0.0, 0.5, 0.95, 1.0])
 def test_lambda_return_is_the_mixture_of_n_step_returns(lam: float) -> None:
     reward, discount, value = dream()
-    torch.testing.assert_close(lambda_return(reward, discount, value, lam), n_step_mixture(reward, discount, value, lam))
+    torch.testing.assert_close(
+        lambda_return(reward, discount, value, lam), n_step_mixture(reward, discount, value, lam)
+    )
 
 
 @pytest.mark.parametrize("mutant", [wrong_value, discounted_reward])

@@ -41,13 +41,14 @@ class Taught:
         optimizer = torch.optim.Adam(self.world.parameters(), lr=3e-3)
         self.history: list[dict[str, float]] = []
         for _ in range(updates):
-            losses, _, _ = self.world.loss(self.batch, self.generator)
+            losses = self.world.loss(self.batch, self.generator).losses
             self.history.append({key: float(x.detach().mean()) for key, x in losses.items()})
             optimizer.zero_grad()
             torch.stack([x.mean() for x in losses.values()]).sum().backward()
             torch.nn.utils.clip_grad_norm_(self.world.parameters(), 100)
             optimizer.step()
-        self.losses, self.latents, self.picture = self.world.loss(self.batch, self.generator)
+        lesson = self.world.loss(self.batch, self.generator)
+        self.latents, self.predicted = lesson.latents, lesson.predicted
 
     def dreamt(self) -> Tensor:
         """Features (LENGTH + 1, B, F) of a dream from the first picture on, by the action that was played."""
@@ -98,7 +99,7 @@ def test_continue_head_takes_no_time_limit_for_an_end(truncated: Taught) -> None
 def test_prediction_sees_the_next_step_coming(terminated: Taught) -> None:
     """What the prior expects is nearer to the frame that comes than to that of any other step."""
     seen = terminated.batch.obs.float() / 255
-    expected = terminated.world.predict(terminated.latents)
+    expected = terminated.predicted
     for step in range(1, LENGTH + 1):
         distance = [float((expected[:, step] - seen[:, other]).square().sum()) for other in range(LENGTH + 1)]
         assert int(np.argmin(distance)) == step, distance

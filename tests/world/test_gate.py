@@ -106,3 +106,81 @@ def test_the_gates_error_trains_the_gate_alone() -> None:
     assert {n for n, g in zip(names, gradients, strict=True) if g is not None and g.abs().max() > 0} == {
         n for n in names if n.startswith("rssm.gate.") and "net" in n
     }
+
+
+def knowing_gate() -> NoiseGate:
+    """A gate whose expectation is the first unit of the state."""
+    gate = NoiseGate(DETER, 8)
+    gate.net = torch.nn.Sequential(torch.nn.Linear(DETER, 1, bias=False))
+    with torch.no_grad():
+        gate.net[0].weight.copy_(torch.eye(DETER)[:1])
+    return gate
+
+
+def told(errors: torch.Tensor) -> torch.Tensor:
+    """States (..., DETER) that say in their first unit what error is to be expected."""
+    return torch.nn.functional.pad(errors.unsqueeze(-1), (0, DETER - 1))
+
+
+def scattered(mean: float, std: float, seed: int = 0) -> torch.Tensor:
+    return mean + std * torch.randn(8, 32, generator=generator(seed))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_two_groups_are_those_of_the_best_split_of_all(seed: int) -> None:
+    """Otsu's: the split with the least variance within, found here by trying every one."""
+    g = generator(seed)
+    sizes = torch.randint(2, 40, (2,), generator=g).tolist()
+    values = torch.cat(
+        [m + s * torch.randn(n, generator=g).double() for m, s, n in zip((-5, -1), (0.5, 1), sizes, strict=True)]
+    )
+    x = values.sort().values
+    splits = [(x[:k], x[k:]) for k in range(1, len(x))]
+    first, second = min(splits, key=lambda s: sum(float(p.var(correction=0)) * len(p) for p in s))
+    low, high, scatter = two_groups(values)
+    torch.testing.assert_close(low, first.mean())
+    torch.testing.assert_close(high, second.mean())
+    torch.testing.assert_close(scatter, first.std(correction=0) + second.std(correction=0))
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [
+        scattered(-5, 0.0),
+        scattered(-5, 0.5),
+        scattered(-5, 3.0),
+        -8 + 6 * torch.rand(8, 32, generator=generator()),
+        torch.where(torch.arange(32) < 8, scattered(-5, 0.1), scattered(-5.5, 0.1)),
+    ],
+    ids=["equal", "normal", "wide", "uniform", "nearly alike"],
+)
+def test_no_shape_of_one_kind_is_taken_for_two(errors: torch.Tensor) -> None:
+    gate, no_first = knowing_gate(), torch.zeros(8, 32, dtype=torch.bool)
+    for _ in range(20):
+        gate.loss(told(errors), errors, no_first)
+    assert torch.equal(gate.look(told(errors)), torch.ones(8, 32))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_rare_or_frequent_the_unpredictable_kind_is_declined(share: float) -> None:
+    noise = torch.rand(8, 32, generator=generator()) < share
+    errors = torch.where(noise, scattered(-2, 0.2), scattered(-6, 0.4, seed=1))
+    gate = knowing_gate()
+    assert torch.equal(gate.look(told(errors)), torch.ones(8, 32)), "nothing is declined before two kinds were found"
+    gate.loss(told(errors), errors, torch.zeros(8, 32, dtype=torch.bool))
+    state = {key: value.clone() for key, value in gate.state_dict().items()}
+    look = gate.look(told(errors))
+    assert look[noise].max() < 0.01
+    assert look[~noise].min() > 0.99
+    assert all(torch.equal(state[key], value) for key, value in gate.state_dict().items()), "asking is not learning"
+
+
+@pytest.mark.parametrize("marked", [True, False], ids=["ours", "mutant"])
+def test_hard_first_frames_alone_do_not_close_the_gate(marked: bool) -> None:
+    """Every reset is hard to foresee. The mutant takes it for evidence, and would stop looking at what is like it."""
+    is_first = torch.zeros(8, 32, dtype=torch.bool)
+    is_first[:, ::4] = True
+    errors = torch.where(is_first, scattered(-2, 0.2), scattered(-6, 0.4, seed=1))
+    gate = knowing_gate()
+    gate.loss(told(errors), errors, is_first if marked else torch.zeros_like(is_first))
+    assert bool(gate.active == 0) == marked

@@ -15,7 +15,7 @@ from dreamer_lpm.world import Latent, WorldModel
 from tests.world.tiny import RSSM_CONFIG, WORLD_CONFIG, generator, random_batch, tiny_world
 
 
-def observed(world: WorldModel, batch: Batch) -> tuple[Latent, Tensor, Tensor]:
+def observed(world: WorldModel, batch: Batch) -> tuple[Latent, Tensor, Tensor, Tensor]:
     noise = world.rssm.noise(tuple(batch.reward.shape), generator())
     return world.rssm.observe(world.start(batch), batch.action, world.encoder(batch.obs), batch.is_first, noise)
 
@@ -24,23 +24,30 @@ def observed(world: WorldModel, batch: Batch) -> tuple[Latent, Tensor, Tensor]:
 
 
 def test_losses_are_what_they_are_said_to_be() -> None:
-    cfg = replace(WORLD_CONFIG, free_nats=0.0, dyn_scale=0.7, rep_scale=0.2, recon_scale=0.5)
+    knee = 500.0
+    cfg = replace(WORLD_CONFIG, free_nats=0.0, dyn_scale=0.7, rep_scale=0.2, recon_knee=knee)
     world, batch = tiny_world(cfg=cfg), random_batch()
-    losses, latents, picture = world.loss(batch, generator())
-    want, post, prior = observed(world, batch)
-    torch.testing.assert_close(latents.feat, want.feat)
-    torch.testing.assert_close(picture, world.decoder(want.feat))
-    kl = kl_divergence(
-        Independent(OneHotCategorical(logits=post), 1), Independent(OneHotCategorical(logits=prior), 1)
-    )
+    lesson = world.loss(batch, generator())
+    losses = lesson.losses
+    want, post, prior, look = observed(world, batch)
+    torch.testing.assert_close(lesson.latents.feat, want.feat)
+    torch.testing.assert_close(lesson.predicted, world.predict(want))
+    torch.testing.assert_close(lesson.target.double(), batch.obs.double() / 255, rtol=1e-6, atol=0)
+    assert torch.equal(lesson.look, look)
+    kl = kl_divergence(Independent(OneHotCategorical(logits=post), 1), Independent(OneHotCategorical(logits=prior), 1))
     torch.testing.assert_close(losses["dyn"], 0.7 * kl)
     torch.testing.assert_close(losses["rep"], 0.2 * kl)
-    seen = batch.obs.double() / 255
-    error = (picture.double() - seen).square().sum((-3, -2, -1))
-    torch.testing.assert_close(losses["recon"].double(), 0.5 * error, rtol=1e-5, atol=0)
+    error = (world.decoder(want.feat).double() - lesson.target.double()).square().sum((-3, -2, -1))
+    torch.testing.assert_close(losses["recon"].double(), look * knee * (1 + error / knee).log(), rtol=1e-5, atol=0)
+    assert world.rssm.gate is not None
+    left = (lesson.predicted - lesson.target).square().mean((-3, -2, -1)).log()
+    torch.testing.assert_close(
+        losses["gate"], (world.rssm.gate.expected(want.deter) - left).square(), rtol=1e-4, atol=0
+    )
     torch.testing.assert_close(losses["reward"], world.reward.loss(want.feat, batch.reward))
     torch.testing.assert_close(losses["cont"], world.cont.loss(want.feat, batch.is_terminal))
-    assert losses.keys() == {"recon", "dyn", "rep", "reward", "cont"}
+    assert losses.keys() == {"recon", "dyn", "rep", "reward", "cont", "gate"}
+    assert {x.shape for x in losses.values()} == {(2, 6)}
 
 
 def gradient_norms(world: WorldModel, loss: Tensor) -> dict[str, float]:
@@ -58,7 +65,7 @@ def test_kl_balancing_teaches_each_side_by_its_own_term() -> None:
     """dyn moves the prior alone, rep the posterior alone (in one step; over several, samples join them)."""
     world, batch = tiny_world(cfg=replace(WORLD_CONFIG, free_nats=0.0)), random_batch(lead=(4, 4))
     batch = Batch(*(x[:, :1] for x in batch[:-2]), batch.deter, batch.stoch)
-    losses, _, _ = world.loss(batch, generator())
+    losses = world.loss(batch, generator()).losses
     dyn, rep = gradient_norms(world, losses["dyn"]), gradient_norms(world, losses["rep"])
     assert dyn["prior"] > 0 and dyn["posterior"] == 0  # noqa: PT018
     assert rep["posterior"] > 0 and rep["prior"] == 0  # noqa: PT018
@@ -66,7 +73,7 @@ def test_kl_balancing_teaches_each_side_by_its_own_term() -> None:
 
 def test_free_nats_cut_the_kl_and_its_gradient() -> None:
     world, batch = tiny_world(cfg=replace(WORLD_CONFIG, free_nats=50.0)), random_batch()
-    losses, _, _ = world.loss(batch, generator())
+    losses = world.loss(batch, generator()).losses
     assert torch.equal(losses["dyn"], torch.full((2, 6), 50.0))
     assert sum(gradient_norms(world, losses["dyn"] + losses["rep"]).values()) == 0
 
@@ -76,7 +83,7 @@ def test_every_head_shapes_the_latent(name: str) -> None:
     """Reward and continuation are learned features of the world, not read off a picture model."""
     world, batch = tiny_world(), random_batch()
     torch.nn.init.normal_(world.reward.net[-1].weight)  # type: ignore[arg-type]  # its zero start passes no gradient
-    losses, _, _ = world.loss(batch, generator())
+    losses = world.loss(batch, generator()).losses
     world.zero_grad()
     losses[name].sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in world.encoder.parameters())
@@ -86,7 +93,7 @@ def test_only_the_termination_flag_teaches_an_end() -> None:
     """``is_terminal`` alone: where a time limit cut the episode it is false, and the value there must be bootstrapped."""
     world, batch = tiny_world(), random_batch()
     going_on = batch._replace(is_terminal=torch.zeros_like(batch.is_terminal))
-    a, b = world.loss(batch, generator())[0], world.loss(going_on, generator())[0]
+    a, b = (world.loss(x, generator()).losses for x in (batch, going_on))
     changed = a["cont"] != b["cont"]
     assert torch.equal(changed, batch.is_terminal)
     assert all(torch.equal(a[k], b[k]) for k in a if k != "cont")
@@ -95,7 +102,7 @@ def test_only_the_termination_flag_teaches_an_end() -> None:
 def test_losses_never_read_the_tv() -> None:
     world, batch = tiny_world(), random_batch()
     flipped = batch._replace(tv_on=~batch.tv_on)
-    a, b = world.loss(batch, generator())[0], world.loss(flipped, generator())[0]
+    a, b = (world.loss(x, generator()).losses for x in (batch, flipped))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -160,7 +167,7 @@ def test_prediction_is_a_codeword_chosen_before_the_frame_was_seen(
 
 def test_prediction_is_the_decoded_mode_of_the_prior_and_trains_nothing() -> None:
     world = tiny_world()
-    latents, _, prior = observed(world, random_batch())
+    latents, _, prior, _ = observed(world, random_batch())
     mode = torch.nn.functional.one_hot(prior.argmax(-1), RSSM_CONFIG.classes).flatten(-2).float()
     predicted = world.predict(latents)
     torch.testing.assert_close(predicted, world.decoder(Latent(latents.deter, mode).feat))

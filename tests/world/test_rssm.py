@@ -35,28 +35,43 @@ class Inputs:
         self.is_first[0, 0] = self.is_first[1, 2] = True
         self.noise = rssm.noise((B, T), g)
 
-    def observe(self, rssm: RSSM) -> tuple[Latent, Tensor, Tensor]:
+    def observe(self, rssm: RSSM) -> tuple[Latent, Tensor, Tensor, Tensor]:
         return rssm.observe(self.start, self.action, self.embed, self.is_first, self.noise)
 
 
+def half_asleep(rssm: RSSM) -> RSSM:
+    """With a gate that looks at some frames and declines others."""
+    assert rssm.gate is not None
+    latents, *_ = Inputs(rssm).observe(rssm)
+    rssm.gate.threshold.copy_(rssm.gate.expected(latents.deter).detach().median())
+    rssm.gate.active.fill_(1.0)
+    return rssm
+
+
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("blocks", [1, 4])
-def test_observe_equals_observe_step_by_step(blocks: int) -> None:
+def test_observe_equals_observe_step_by_step(blocks: int, gated: bool) -> None:
     """Training sees what acting saw: one pass with projections hoisted out of the loop equals single steps."""
-    rssm = make_rssm(blocks)
+    rssm = half_asleep(make_rssm(blocks)) if gated else make_rssm(blocks)
     x = Inputs(rssm)
-    latents, post, prior = x.observe(rssm)
+    latents, post, prior, look = x.observe(rssm)
     state = x.start
     for t in range(T):
         state = rssm.observe_step(state, x.action[:, t], x.embed[:, t], x.is_first[:, t], x.noise[:, t])
         torch.testing.assert_close(latents.deter[:, t], state.deter)
         torch.testing.assert_close(latents.stoch[:, t], state.stoch)
         torch.testing.assert_close(prior[:, t], rssm.prior(state.deter))
-        torch.testing.assert_close(post[:, t], rssm.posterior(state.deter, rssm.post_embed(x.embed[:, t])))
+        w = look[:, t, None, None]
+        mixed = w * rssm.posterior(state.deter, rssm.post_embed(x.embed[:, t])).exp() + (1 - w) * prior[:, t].exp()
+        torch.testing.assert_close(post[:, t].exp(), mixed)
+    assert bool((look < 1).any()) == gated
+    assert torch.equal(look[x.is_first], torch.ones(2)), "what a reset shows is always looked at"
 
 
-def test_log_probabilities_are_normalised() -> None:
-    rssm = make_rssm()
-    for log_probs in Inputs(rssm).observe(rssm)[1:]:
+@pytest.mark.parametrize("gated", [False, True])
+def test_log_probabilities_are_normalised(gated: bool) -> None:
+    rssm = half_asleep(make_rssm()) if gated else make_rssm()
+    for log_probs in Inputs(rssm).observe(rssm)[1:3]:
         assert log_probs.shape == (B, T, rssm.cfg.stoch, rssm.cfg.classes)
         torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(B, T, rssm.cfg.stoch))
 
@@ -101,7 +116,7 @@ def test_a_border_begins_like_an_episode() -> None:
     """The state at a border is the one that the zero state and the zero action lead to."""
     rssm = make_rssm()
     x = Inputs(rssm)
-    latents, _, _ = x.observe(rssm)
+    latents, *_ = x.observe(rssm)
     zero = rssm.initial((1,), torch.device("cpu"))
     begun = rssm.observe_step(
         zero, torch.zeros(1, A), x.embed[1:2, 2], torch.zeros(1, dtype=torch.bool), x.noise[1:2, 2]
@@ -115,7 +130,7 @@ def test_the_future_does_not_reach_back() -> None:
     x, y = Inputs(rssm), Inputs(rssm)
     y.embed[:, 3:] += 1.0
     y.action[:, 3:] += 0.5
-    (a, _, prior_a), (b, _, prior_b) = x.observe(rssm), y.observe(rssm)
+    (a, _, prior_a, _), (b, _, prior_b, _) = x.observe(rssm), y.observe(rssm)
     assert torch.equal(a.feat[:, :3], b.feat[:, :3])
     assert torch.equal(prior_a[:, :3], prior_b[:, :3])
     assert not torch.equal(a.feat[2, 3], b.feat[2, 3])
@@ -126,7 +141,7 @@ def test_the_prior_of_a_step_knows_the_action_but_not_the_picture() -> None:
     x, y, z = Inputs(rssm), Inputs(rssm), Inputs(rssm)
     y.embed[:, -1] += 1.0
     z.action[:, -1] += 0.5
-    (_, post_x, prior_x), (_, post_y, prior_y), (_, _, prior_z) = (i.observe(rssm) for i in (x, y, z))
+    (_, post_x, prior_x, _), (_, post_y, prior_y, _), (_, _, prior_z, _) = (i.observe(rssm) for i in (x, y, z))
     assert torch.equal(prior_x, prior_y)
     assert not torch.equal(post_x[:, -1], post_y[:, -1])
     assert not torch.equal(prior_x[:, -1], prior_z[:, -1])
@@ -137,7 +152,7 @@ def test_gradients_pass_through_samples_and_through_time() -> None:
     rssm = make_rssm()
     x = Inputs(rssm)
     x.embed.requires_grad_()
-    latents, _, _ = x.observe(rssm)
+    latents, *_ = x.observe(rssm)
     (gradient,) = torch.autograd.grad(latents.deter[:, -1].square().sum(), x.embed)
     reached = gradient.abs().sum(-1) > 0
     assert reached[2, :4].all()

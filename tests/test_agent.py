@@ -1,0 +1,362 @@
+"""The agent joins its parts and keeps them apart: what trains what, what reads what, and where chance comes from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dreamer_lpm.agent import Agent, AgentConfig
+from dreamer_lpm.behavior import BehaviorConfig
+from dreamer_lpm.curiosity import REGISTRY, CuriosityConfig, FitGate, Transition
+from dreamer_lpm.types import ActionSpec, Batch
+from dreamer_lpm.world import Latent, WorldModel
+from tests.world.tiny import SPEC, WORLD_CONFIG, random_batch
+
+DISCRETE = ActionSpec("discrete", 3)
+CONFIG = AgentConfig(
+    world=WORLD_CONFIG,
+    behavior=BehaviorConfig(hidden=16, layers=1, horizon=3, starts=8),
+    bonus=CuriosityConfig(hidden=16, queue=20),
+    world_lr=1e-3,
+    actor_lr=1e-3,
+    critic_lr=1e-3,
+)
+CURIOUS = [name for name in REGISTRY if name != "none"]
+
+
+def make_agent(curiosity: str = "lpm", lpm_eta: float = 1.0, spec: ActionSpec = SPEC, seed: int = 0) -> Agent:
+    """A tiny agent whose bonus pays from the start: tests of what it reaches must not wait until a predictor is fitted."""
+    agent = Agent(replace(CONFIG, curiosity=curiosity, lpm_eta=lpm_eta), spec, seed=seed)
+    for module in agent.modules():
+        if isinstance(module, FitGate):
+            module.opened.fill_(1.0)
+    return agent
+
+
+def taught(agent: Agent, batches: Iterable[Batch]) -> Agent:
+    for batch in batches:
+        agent.update(batch)
+    return agent
+
+
+def some_batches(count: int = 3, spec: ActionSpec = SPEC) -> list[Batch]:
+    return [random_batch(spec, seed=seed) for seed in range(count)]
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Bit for bit, through mappings and sequences."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and torch.equal(a, b)
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def everything(agent: Agent) -> dict[str, Any]:
+    """All that learning may have changed."""
+    return {
+        "weights": copy.deepcopy(agent.state_dict()),
+        "optimizer": copy.deepcopy(agent.optimizer.state_dict()),
+        "generator": agent.generator.get_state(),
+    }
+
+
+# --- chance -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [SPEC, DISCRETE])
+@pytest.mark.parametrize("curiosity", REGISTRY)
+def test_learning_depends_on_the_seed_and_on_nothing_else(curiosity: str, spec: ActionSpec) -> None:
+    batches = some_batches(2, spec)
+    before = torch.get_rng_state()
+    one = everything(taught(make_agent(curiosity, spec=spec), batches))
+    assert torch.equal(torch.get_rng_state(), before), "the global generator was used"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        again = everything(taught(make_agent(curiosity, spec=spec), batches))
+    other = everything(taught(make_agent(curiosity, spec=spec, seed=1), batches))
+    assert equal(one, again)
+    assert not equal(one["weights"], other["weights"])
+
+
+def test_learning_goes_on_from_what_was_saved() -> None:
+    first, later = some_batches(3), some_batches(5)[3:]
+    agent = taught(make_agent("lpm"), first)
+    saved = everything(agent)
+    want = everything(taught(agent, later))
+    resumed = Agent(agent.cfg, SPEC, seed=99)
+    resumed.load_state_dict(saved["weights"])
+    resumed.optimizer.load_state_dict(saved["optimizer"])
+    resumed.generator.set_state(saved["generator"])
+    assert equal(everything(taught(resumed, later)), want)
+
+
+# --- acting -----------------------------------------------------------------------------------------------------------
+
+
+def seen(is_first: bool = False, num_envs: int = 4) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "obs": rng.integers(0, 256, (num_envs, 64, 64, 3), dtype=np.uint8),
+        "action": rng.uniform(-1, 1, (num_envs, 2)).astype(np.float32),
+        "is_first": np.full(num_envs, is_first),
+    }
+
+
+def test_the_mode_is_deterministic_and_draws_nothing() -> None:
+    agent = make_agent()
+    state = agent.generator.get_state()
+    a, b = (agent.act(agent.begin(4), seen(), "mode") for _ in range(2))
+    assert equal(a, b)
+    assert torch.equal(agent.generator.get_state(), state)
+    assert torch.equal(a.action, agent.behavior.actor.mode(a.latent.feat))
+
+
+def test_samples_differ_and_come_from_the_agents_generator() -> None:
+    agent = make_agent()
+    state, before = agent.generator.get_state(), torch.get_rng_state()
+    a, b = (agent.act(agent.begin(4), seen(), "sample") for _ in range(2))
+    assert not torch.equal(a.action, b.action)
+    agent.generator.set_state(state)
+    assert equal(agent.act(agent.begin(4), seen(), "sample"), a)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_random_actions_are_uniform_over_all_that_the_env_allows() -> None:
+    agent, discrete = make_agent(), make_agent(spec=DISCRETE)
+    n = 2000
+    uniform = agent._choose(torch.zeros(n, 1), "random")
+    assert uniform.shape == (n, 2)
+    assert -1 <= uniform.min() < -0.99
+    assert 0.99 < uniform.max() <= 1
+    assert abs(float(uniform.std()) - 3**-0.5) < 0.02
+    choices = discrete._choose(torch.zeros(n, 1), "random")
+    assert torch.equal(choices.sum(-1), torch.ones(n))
+    assert (choices.mean(0) - 1 / 3).abs().max() < 0.05
+
+
+def test_acting_filters_as_the_world_model_does_and_trains_nothing() -> None:
+    agent = make_agent()
+    carry = agent.act(agent.begin(4), seen(), "sample")
+    row = seen()
+    now = agent.act(carry, row, "mode")
+    obs, action, first = (torch.from_numpy(row[k]) for k in ("obs", "action", "is_first"))
+    want = agent.world.rssm.observe_step(carry.latent, action, agent.world.encoder(obs), first, None)
+    torch.testing.assert_close(now.latent.feat, want.feat)
+    assert not now.action.requires_grad
+    assert not now.latent.deter.requires_grad
+
+
+def test_a_new_episode_begins_without_memory() -> None:
+    agent = make_agent()
+    carry = agent.act(agent.begin(4), seen(), "sample")
+    assert equal(agent.act(carry, seen(True), "mode"), agent.act(agent.begin(4), seen(True), "mode"))
+    assert not equal(agent.act(carry, seen(), "mode"), agent.act(agent.begin(4), seen(), "mode"))
+
+
+# --- what is never read -----------------------------------------------------------------------------------------------
+
+
+def ignores_the_tv(curiosity: str) -> bool:
+    """Whether the truth about the TV leaves every weight as it would have been."""
+    batches = some_batches()
+    lied_to = [batch._replace(tv_on=~batch.tv_on) for batch in batches]
+    one, other = make_agent(curiosity), make_agent(curiosity)
+    metrics = [taught(one, batches[:-1]).update(batches[-1]), taught(other, lied_to[:-1]).update(lied_to[-1])]
+    assert not torch.equal(metrics[0]["loss/recon_tv_share"], metrics[1]["loss/recon_tv_share"]), "metrics do read it"
+    return equal(everything(one), everything(other))
+
+
+@pytest.mark.parametrize("curiosity", REGISTRY)
+def test_training_never_reads_whether_the_tv_is_on(curiosity: str) -> None:
+    assert ignores_the_tv(curiosity)
+
+
+def test_training_that_read_it_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = WorldModel.loss
+
+    def peeking(self: WorldModel, batch: Batch, generator: torch.Generator) -> Any:
+        lesson = honest(self, batch, generator)
+        losses = {**lesson.losses, "recon": lesson.losses["recon"] * (1 + batch.tv_on.float())}
+        return lesson._replace(losses=losses)
+
+    monkeypatch.setattr(WorldModel, "loss", peeking)
+    assert not ignores_the_tv("none")
+
+
+@pytest.mark.parametrize("curiosity", REGISTRY)
+def test_the_batch_stays_as_it_was(curiosity: str) -> None:
+    """No bonus is ever written into the extrinsic reward, nor anything else into the memory."""
+    batch = random_batch()
+    kept = Batch(*(x.clone() for x in batch))
+    taught(make_agent(curiosity, lpm_eta=10.0), [batch] * 3)
+    assert equal(list(batch), list(kept))
+
+
+# --- who trains whom --------------------------------------------------------------------------------------------------
+
+
+def leaves_the_world_alone(curiosity: str, lpm_eta: float = 10.0) -> bool:
+    """Whether the world model, its reward head included, learns exactly what it would without curiosity."""
+    batches = some_batches()
+    without = taught(make_agent("none"), batches)
+    curious = taught(make_agent(curiosity, lpm_eta), batches)
+    return equal(without.world.state_dict(), curious.world.state_dict())
+
+
+@pytest.mark.parametrize("curiosity", CURIOUS)
+def test_curiosity_never_trains_the_world_model(curiosity: str) -> None:
+    assert leaves_the_world_alone(curiosity)
+
+
+def test_curiosity_that_trained_the_world_model_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutant: latents reach the error predictor with their gradient."""
+    monkeypatch.setattr(Latent, "detach", lambda self: self)
+    assert not leaves_the_world_alone("lpm_guide")
+
+
+@pytest.mark.parametrize("curiosity", CURIOUS)
+def test_without_eta_curiosity_changes_no_behavior_and_with_it_it_does(curiosity: str) -> None:
+    batches = some_batches(4)
+    without = taught(make_agent("none"), batches).behavior.state_dict()
+    assert equal(taught(make_agent(curiosity, 0.0), batches).behavior.state_dict(), without)
+    assert not equal(taught(make_agent(curiosity, 10.0), batches).behavior.state_dict(), without)
+
+
+def test_dreams_do_not_train_the_world_model() -> None:
+    """Behavior may learn from the world, not bend it: other rewards for the actor, the same world."""
+    batches = some_batches()
+    one = taught(make_agent("none"), batches)
+    agent = make_agent("none")
+    agent.behavior.cfg = replace(agent.behavior.cfg, entropy=1.0, gamma=0.5)
+    other = taught(agent, batches)
+    assert not equal(one.behavior.state_dict(), other.behavior.state_dict())
+    assert equal(one.world.state_dict(), other.world.state_dict())
+
+
+@pytest.mark.parametrize("curiosity", REGISTRY)
+def test_the_optimizer_holds_every_trained_weight_once(curiosity: str) -> None:
+    agent = make_agent(curiosity)
+    held = [id(p) for group in agent.optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in agent.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("curiosity", REGISTRY)
+def test_every_trained_weight_is_trained(curiosity: str) -> None:
+    """After a few updates no weight is where it began; a part that was forgotten in the loss would be."""
+    agent = make_agent(curiosity)
+    before = {name: p.clone() for name, p in agent.named_parameters() if p.requires_grad}
+    taught(agent, some_batches(5))
+    still = [name for name, p in agent.named_parameters() if p.requires_grad and torch.equal(p, before[name])]
+    assert not still
+
+
+# --- the reward of dreams ---------------------------------------------------------------------------------------------
+
+
+class Spied:
+    """One update of an agent whose bonus is a known function, with what reached the behavior and the curiosity."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, lpm_eta: float, starts: int = 8) -> None:
+        self.batch = random_batch()
+        self.agent = make_agent("lpm_guide", lpm_eta)
+        self.agent.cfg = replace(self.agent.cfg, behavior=replace(self.agent.cfg.behavior, starts=starts))
+        last: nn.Linear = self.agent.world.reward.net[-1]  # type: ignore[assignment]
+        nn.init.normal_(last.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+        self.asked: list[Transition] = []
+        self.taught: list[Transition] = []
+        behavior, curiosity = self.agent.behavior, self.agent.curiosity
+        behave, learn = behavior.loss, curiosity.loss
+
+        def behavior_loss(*args: Tensor) -> dict[str, Tensor]:
+            self.feat, self.sampled, self.reward, self.cont, self.alive = args
+            with torch.no_grad():
+                self.extrinsic = self.agent.world.reward(self.feat[1:])
+            return behave(*args)
+
+        def bonus(t: Transition) -> Tensor:
+            self.asked.append(t)
+            return t.feat.sum(-1) + 10 * t.action.sum(-1) + 100 * t.next_feat.sum(-1)
+
+        def curiosity_loss(t: Transition) -> dict[str, Tensor]:
+            self.taught.append(t)
+            return learn(t)
+
+        monkeypatch.setattr(behavior, "loss", behavior_loss)
+        monkeypatch.setattr(curiosity, "reward", bonus)
+        monkeypatch.setattr(curiosity, "loss", curiosity_loss)
+        self.agent.update(self.batch)
+
+
+@pytest.mark.parametrize("lpm_eta", [1.0, 0.3, 0.0])
+def test_a_dream_pays_the_extrinsic_reward_and_eta_times_the_bonus(
+    monkeypatch: pytest.MonkeyPatch, lpm_eta: float
+) -> None:
+    """Bonus of a step: for the state it is taken in, the action as executed, the state it leads to; whole, with its sign."""
+    x = Spied(monkeypatch, lpm_eta)
+    executed = x.sampled.clamp(-1, 1)
+    bonus = x.feat[:-1].sum(-1) + 10 * executed.sum(-1) + 100 * x.feat[1:].sum(-1)
+    assert x.extrinsic.abs().min() > 0
+    torch.testing.assert_close(x.reward, x.extrinsic + lpm_eta * bonus)
+    dream = x.asked[0]
+    assert dream.target is None and dream.predicted is None, "in a dream nothing is seen"  # noqa: PT018
+    assert dream.mask.all()
+
+
+def test_dreams_start_from_replayed_states_that_an_end_has_not_already_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = Spied(monkeypatch, 1.0, starts=1000)
+    assert x.reward.shape == (3, 12), "never more dreams than replayed states"
+    assert int((~x.alive).sum()) == int(x.batch.is_terminal.sum()) == 1
+    states = torch.cat([x.taught[0].feat.flatten(0, 1), x.taught[0].next_feat.flatten(0, 1)])
+    places = (x.feat[0].unsqueeze(1) == states.unsqueeze(0)).all(-1)
+    assert places.any(1).all(), "every dream starts in a replayed state"
+    ended = x.taught[0].next_feat[-1, -1]
+    assert torch.equal((x.feat[0] == ended).all(-1), ~x.alive), "and the one that ended is the one marked"
+
+
+def test_curiosity_sees_each_replayed_step_once_and_knows_where_an_episode_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = Spied(monkeypatch, 1.0)
+    (t,) = x.taught
+    assert torch.equal(t.mask, ~x.batch.is_first[:, 1:])
+    assert not t.mask.all()
+    assert torch.equal(t.action, x.batch.action[:, 1:]), "the action that led from each state to the next"
+    assert torch.equal(t.feat[:, 1:], t.next_feat[:, :-1])
+    assert t.target is not None
+    assert t.predicted is not None
+    torch.testing.assert_close(t.target, x.batch.obs[:, 1:].float() / 255)
+    assert not any(y.requires_grad for y in (t.feat, t.action, t.next_feat, t.target, t.predicted))
+
+
+def test_bonus_metrics_leave_borders_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A border is no transition: its false error enters no figure."""
+    agent, batch = make_agent("lpm_guide"), random_batch()
+    huge = torch.where(batch.is_first[:, 1:], 1e6, 2.0)
+    monkeypatch.setattr(agent.curiosity, "reward", lambda t: huge if t.feat.shape[:-1] == huge.shape else huge[:1, :1])
+    metrics = agent.update(batch)
+    for name in ("bonus/mean", "bonus/tv_on", "bonus/tv_off"):
+        assert float(metrics[name]) == 2.0
+
+
+# --- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [SPEC, DISCRETE])
+def test_bf16_keeps_weights_in_fp32_and_agrees_with_it(spec: ActionSpec) -> None:
+    batch = random_batch(spec)
+    full, half = (Agent(CONFIG, spec, bf16=bf16) for bf16 in (False, True))
+    a, b = full.update(batch), half.update(batch)
+    assert all(p.dtype == torch.float32 and bool(p.isfinite().all()) for p in half.parameters())
+    assert float(b["loss/recon"]) != float(a["loss/recon"])
+    for name in ("loss/recon", "loss/dyn", "loss/reward", "loss/cont", "loss/critic"):
+        assert abs(float(b[name]) / float(a[name]) - 1) < 0.05, name

@@ -1,0 +1,148 @@
+"""What the machine can do: devices by name, arithmetic by what is faster, an allocator that keeps its pages."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dreamer_lpm import machine
+from dreamer_lpm.machine import keep_freed_memory, pick_device, pick_precision, pick_threads
+from dreamer_lpm.types import UserError
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, *, cuda: bool, mps: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "best"), [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_auto_takes_the_fastest_device_there_is(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, best: str
+) -> None:
+    pretend(monkeypatch, cuda=cuda, mps=mps)
+    assert pick_device("auto").type == best
+
+
+def test_a_device_is_taken_by_name_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, cuda=True, mps=False)
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("wanted", ["cuda", "cuda:0", "abacus"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(
+    monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    pretend(monkeypatch, cuda=False, mps=True)
+    with pytest.raises(
+        UserError, match=rf"'{wanted}' is not available here; use --device auto, or one of: mps, cpu\.$"
+    ):
+        pick_device(wanted)
+
+
+@pytest.mark.parametrize("wanted", ["fp32", "bf16"])
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_arithmetic_that_was_asked_for_is_taken(wanted: str, device: str) -> None:
+    assert pick_precision(wanted, torch.device(device)) == wanted
+
+
+@pytest.mark.parametrize(("bf16_seconds", "want"), [(0.5, "bf16"), (0.69, "bf16"), (0.71, "fp32"), (3.0, "fp32")])
+def test_on_a_cpu_bf16_must_be_clearly_faster(monkeypatch: pytest.MonkeyPatch, bf16_seconds: float, want: str) -> None:
+    seconds = {torch.float32: 1.0, torch.bfloat16: bf16_seconds}
+    monkeypatch.setattr(machine, "_product_seconds", seconds.__getitem__)
+    assert pick_precision("auto", torch.device("cpu")) == want
+
+
+def test_a_product_takes_a_measurable_time() -> None:
+    assert 0 < machine._product_seconds(torch.float32) < 10
+
+
+@pytest.mark.parametrize(("in_hardware", "want"), [(True, "bf16"), (False, "fp32")])
+def test_on_cuda_the_hardware_decides(monkeypatch: pytest.MonkeyPatch, in_hardware: bool, want: str) -> None:
+    def supported(including_emulation: bool) -> bool:
+        return in_hardware or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert pick_precision("auto", torch.device("cuda")) == want
+
+
+def test_elsewhere_fp32_is_safe() -> None:
+    assert pick_precision("auto", torch.device("mps")) == "fp32"
+
+
+@pytest.mark.parametrize(("cores", "wanted", "threads"), [(1, 0, 1), (2, 0, 2), (64, 0, 2), (64, 8, 8), (1, 4, 4)])
+def test_threads(monkeypatch: pytest.MonkeyPatch, cores: int, wanted: int, threads: int) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    # The cores this process may use, not those of the whole machine: in a container they differ.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 999)
+    assert pick_threads(wanted) == threads
+
+
+def test_threads_where_no_affinity_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert pick_threads(0) == 1
+
+
+def test_freed_memory_is_left_alone_where_the_allocator_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not keep_freed_memory()
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())  # musl: no mallopt
+    assert not keep_freed_memory()
+
+
+def test_freed_memory_is_kept_by_every_setting_or_said_not_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[int, int] = {}
+    refuses = -2
+
+    def mallopt(option: int, value: int) -> int:
+        asked[option] = value
+        return int(option != refuses)
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    assert not keep_freed_memory()
+    refuses = 0
+    assert keep_freed_memory()
+    # The numbers of malloc.h: no mmap at all, trim never, grow by 256 MiB.
+    assert asked == {-4: 0, -1: 2**31 - 1, -2: 2**28}
+
+
+FAULTS = """
+import resource, sys
+from dreamer_lpm.machine import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def take():
+    return [bytearray(40_000_000) for _ in range(3)]
+take()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    take()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def glibc() -> bool:
+    return sys.platform == "linux" and "glibc" in str(os.confstr("CS_GNU_LIBC_VERSION") or "")
+
+
+@pytest.mark.skipif(not glibc(), reason="the setting is glibc's")
+def test_kept_memory_costs_no_page_faults() -> None:
+    """Taking again what was freed touches no new page; without the setting each of its pages is cleared anew."""
+
+    def faults(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert faults("leave") > 10 * max(1, faults("keep"))

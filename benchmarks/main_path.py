@@ -3,8 +3,8 @@
     python3 benchmarks/main_path.py --arms clean_none clean_lpm tv_lpm cartpole --seeds 5
 
 Every run is one `dreamer-lpm train` on one thread, two side by side; finished runs are never run again and a stopped
-one goes on, so the study may be made in pieces. The CSV is rewritten from the runs' own files each time: steps until the
-mean of 5 training episodes passes each threshold (empty: never), and the last evaluation.
+one goes on, so the study may be made in pieces. The CSV is rewritten from the runs themselves each time: steps until
+the mean of 5 training episodes passes each threshold (empty: never), and the last evaluation.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -38,7 +39,10 @@ def run(arm: str, seed: int, runs: Path) -> None:
     folder = runs / f"{arm}-{seed}"
     if (folder / "summary.json").exists():
         return
-    go_on = ["--resume"] if (folder / "checkpoints").exists() else [*ARMS[arm], "--seed", str(seed), "--threads", "1"]
+    go_on = ["--resume"]
+    if not (folder / "checkpoints").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # cut off before its first checkpoint
+        go_on = [*ARMS[arm], "--seed", str(seed), "--threads", "1"]
     command = [sys.executable, "-m", "dreamer_lpm", "train", "--runs", str(runs), "--run-name", folder.name, *go_on]
     runs.mkdir(parents=True, exist_ok=True)
     with (runs / f"{folder.name}.log").open("a") as log:

@@ -7,6 +7,7 @@ train(RunConfig(steps=10_000, noisy_tv=True), Path("runs/mine"))
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import resource
 import signal
@@ -270,6 +271,10 @@ def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False) -> Report:
     keep_freed_memory()
     spec = cfg.env().tv
     images, shown = load_images(spec.source, cfg.data_dir) if spec else (None, None)
+    if shown:
+        # Whatever "auto" finds tomorrow, this run goes on with these pictures, and its record says how they were found.
+        cfg = dataclasses.replace(cfg, tv_images=shown.used)
+        shown = (_recorded_images(run_dir) if resume else None) or shown
     state = State(cfg, images)
     metrics_at = None
     if resume:
@@ -321,6 +326,12 @@ def settled(cfg: RunConfig) -> RunConfig:
         precision=pick_precision(cfg.precision, device),
         threads=pick_threads(cfg.threads),
     )
+
+
+def _recorded_images(run_dir: Path) -> TVImages | None:
+    """What ``config.json`` of a run to resume says of its TV's pictures."""
+    record = json.loads((run_dir / "config.json").read_text(encoding="utf-8")).get("tv_images")
+    return TVImages(**record) if record else None
 
 
 class _Signals:

@@ -1,7 +1,7 @@
 """Pictures in, pictures out: the convolutional encoder and decoder.
 
 Both keep NHWC memory and stay off the full 64x64 grid: the stem strides, the output is a depth-to-space. On two CPU
-cores this is what makes an update take a fraction of a second (docs/performance.md has the figures).
+cores this is what makes an update take a fraction of a second.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ CURIOUS = [name for name in REGISTRY if name != "none"]
 
 
 def make_agent(curiosity: str = "lpm", lpm_eta: float = 1.0, spec: ActionSpec = SPEC, seed: int = 0) -> Agent:
-    """A tiny agent whose bonus pays from the start: tests of what it reaches must not wait until a predictor is fitted."""
+    """A tiny agent whose bonus pays from the start, fitted or not: the tests ask what it reaches."""
     agent = Agent(replace(CONFIG, curiosity=curiosity, lpm_eta=lpm_eta), spec, seed=seed)
     for module in agent.modules():
         if isinstance(module, FitGate):
@@ -301,7 +301,7 @@ class Spied:
 def test_a_dream_pays_the_extrinsic_reward_and_eta_times_the_bonus(
     monkeypatch: pytest.MonkeyPatch, lpm_eta: float
 ) -> None:
-    """Bonus of a step: for the state it is taken in, the action as executed, the state it leads to; whole, with its sign."""
+    """Bonus of a step: for the state it is taken in, the action as executed, the state it leads to; with its sign."""
     x = Spied(monkeypatch, lpm_eta)
     executed = x.sampled.clamp(-1, 1)
     bonus = x.feat[:-1].sum(-1) + 10 * executed.sum(-1) + 100 * x.feat[1:].sum(-1)

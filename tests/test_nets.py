@@ -95,7 +95,7 @@ def encode_in_symlog_units(dist: TwoHot, x: Tensor) -> Tensor:
 def test_two_hot_learns_the_expectation_of_a_random_target(
     encode: Callable[[TwoHot, Tensor], Tensor], unbiased: bool
 ) -> None:
-    """The minimiser of the cross entropy is the mean code; what it says must be E[target], also for targets between bins."""
+    """The minimiser of the cross entropy is the mean code; what it says must be E[target], also between bins."""
     dist = TwoHot()
     target = torch.tensor([0.0, 300.0, 1000.0, -20.0])
     probs = encode(dist, target).mean(0)

@@ -75,7 +75,7 @@ def is_as_played(batch: Batch) -> bool:
 @given(capacity=st.integers(2, 30), adds=st.integers(0, 60), length=st.integers(1, 12), seed=st.integers(0, 2**16))
 @settings(max_examples=60, deadline=None)
 def test_sequences_are_contiguous_whatever_the_sizes(capacity: int, adds: int, length: int, seed: int) -> None:
-    """In any ring, wrapped or not: consecutive rows of one env, never across the seam, with the latent of the row before."""
+    """In any ring, wrapped or not: consecutive rows of one env, never across the seam, after the latent before them."""
     replay = filled(capacity, adds)
     assert len(replay) == min(capacity, adds)
     if len(replay) < length + 1:
@@ -208,7 +208,7 @@ def test_rows_are_numbered_from_the_beginning_of_the_run() -> None:
 def test_rows_of_another_run_are_refused() -> None:
     rows = filled(capacity=10, adds=5).rows(0)
     other = {**FIELDS, "deter": ((3,), torch.float32)}
-    with pytest.raises(UserError, match="'deter'.*resume with the same settings"):
+    with pytest.raises(UserError, match=r"'deter'.*resume with the same settings"):
         Replay(10, other, NUM_ENVS, CPU).restore(0, rows)
     with pytest.raises(UserError, match="'reward' as None"):
         Replay(10, FIELDS, NUM_ENVS, CPU).restore(0, {k: v for k, v in rows.items() if k != "reward"})

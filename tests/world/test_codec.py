@@ -90,7 +90,7 @@ def test_decoder_keeps_places(stages: Stages) -> None:
 
 
 def test_decoder_learns_corners_and_colours_as_they_are() -> None:
-    """Four pictures, each with another corner lit in another colour: overfitted, each corner and colour is where it was."""
+    """Four pictures, each with another corner lit in another colour: overfitted, each is where and what it was."""
     colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=torch.uint8)
     corners = [(0, 0), (0, 24), (24, 0), (24, 24)]
     frames = torch.zeros(4, 32, 32, 3, dtype=torch.uint8)

@@ -90,7 +90,7 @@ def test_every_head_shapes_the_latent(name: str) -> None:
 
 
 def test_only_the_termination_flag_teaches_an_end() -> None:
-    """``is_terminal`` alone: where a time limit cut the episode it is false, and the value there must be bootstrapped."""
+    """``is_terminal`` alone: where a time limit cut the episode it is false, and the value there is bootstrapped."""
     world, batch = tiny_world(), random_batch()
     going_on = batch._replace(is_terminal=torch.zeros_like(batch.is_terminal))
     a, b = (world.loss(x, generator()).losses for x in (batch, going_on))

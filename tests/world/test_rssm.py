@@ -148,7 +148,7 @@ def test_the_prior_of_a_step_knows_the_action_but_not_the_picture() -> None:
 
 
 def test_gradients_pass_through_samples_and_through_time() -> None:
-    """The last state answers for the first picture, though only samples lie between; without straight-through it would not."""
+    """The last state answers for the first picture, though only samples, straight-through, lie between."""
     rssm = make_rssm()
     x = Inputs(rssm)
     x.embed.requires_grad_()

@@ -29,18 +29,19 @@ Builder = Callable[[CuriosityConfig, Dims], IntrinsicReward]
 
 REGISTRY: dict[str, Builder] = {
     "none": lambda cfg, dims: NoBonus(),
-    "prediction_error": lambda cfg, dims: Normalized(Distilled(PredictionError(), dims, cfg.hidden)),
-    "lpm": lambda cfg, dims: Distilled(LPM(dims, cfg.hidden, cfg.queue), dims, cfg.hidden),
-    "lpm_guide": lambda cfg, dims: Distilled(LPMGuide(dims, cfg.hidden), dims, cfg.hidden),
+    "prediction_error": lambda cfg, dims: Normalized(PredictionError()),
+    "lpm": lambda cfg, dims: LPM(dims, cfg.hidden, cfg.queue),
+    "lpm_guide": lambda cfg, dims: LPMGuide(dims, cfg.hidden),
     "lpm_dual": lambda cfg, dims: LPMDual(dims, cfg.hidden, cfg.rate),
 }
 
 
 def build_curiosity(name: str, cfg: CuriosityConfig, dims: Dims) -> IntrinsicReward:
-    """The bonus of that name. Raises UserError when it is not registered."""
+    """The bonus of that name, ready for dreams. Raises UserError when it is not registered."""
     if name not in REGISTRY:
         raise UserError(f"Unknown curiosity '{name}'; choose one of: {', '.join(REGISTRY)}.")
-    return REGISTRY[name](cfg, dims)
+    bonus = REGISTRY[name](cfg, dims)
+    return Distilled(bonus, dims, cfg.hidden) if bonus.needs_target else bonus
 
 
 __all__ = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +41,8 @@ class Dims:
 class IntrinsicReward(nn.Module, ABC):
     """A bonus. Asking is not learning: only :meth:`loss` may change state."""
 
-    needs_target: ClassVar[bool] = False
-    """True: pays for frames really seen, so it is wrapped by ``Distilled`` to work in dreams."""
+    needs_target: bool = False
+    """True: pays for frames really seen, so ``build_curiosity`` wraps it in ``Distilled`` to work in dreams."""
 
     @abstractmethod
     def reward(self, t: Transition) -> Tensor:

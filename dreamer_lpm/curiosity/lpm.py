@@ -12,7 +12,6 @@ Both terms are in log units: mixing units, clipping at zero, or dropping the lag
 from __future__ import annotations
 
 import copy
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +49,7 @@ class LPM(IntrinsicReward):
     and g is fitted.
     """
 
-    needs_target: ClassVar[bool] = True
+    needs_target = True
     feats: Tensor
     actions: Tensor
     errors: Tensor
@@ -99,7 +98,7 @@ class LPMGuide(IntrinsicReward):
     world model's progress. Kept for comparison.
     """
 
-    needs_target: ClassVar[bool] = True
+    needs_target = True
 
     def __init__(self, dims: Dims, hidden: int = 256):
         super().__init__()

@@ -9,8 +9,6 @@ Promise before a TV: none. Noise is never predicted, so it pays for ever. It is 
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from dreamer_lpm.curiosity.base import IntrinsicReward, Losses, Transition, mse
@@ -19,7 +17,7 @@ from dreamer_lpm.curiosity.base import IntrinsicReward, Losses, Transition, mse
 class PredictionError(IntrinsicReward):
     """Mean squared error of the one-step prediction; has nothing of its own to learn."""
 
-    needs_target: ClassVar[bool] = True
+    needs_target = True
 
     def reward(self, t: Transition) -> Tensor:
         return mse(t)

@@ -30,8 +30,9 @@ class Distilled(IntrinsicReward):
         return self._expected(t)
 
     def loss(self, t: Transition) -> Losses:
+        losses = self.inner.loss(t)  # first: what normalises the bonus must have seen one
         target = self.inner.reward(t)
-        return {**self.inner.loss(t), "distilled": masked_mean((self._expected(t) - target).square(), t.mask)}
+        return {**losses, "distilled": masked_mean((self._expected(t) - target).square(), t.mask)}
 
 
 class Normalized(IntrinsicReward):
@@ -48,6 +49,7 @@ class Normalized(IntrinsicReward):
     def __init__(self, inner: IntrinsicReward, rate: float = 0.01):
         super().__init__()
         self.inner, self.rate = inner, rate
+        self.needs_target = inner.needs_target
         for name in ("moment", "mean", "count"):
             self.register_buffer(name, torch.zeros(()))
 

@@ -110,7 +110,7 @@ def _first_options() -> argparse.ArgumentParser:
     )
     group.add_argument("--config", type=Path, help="settings in a TOML or YAML file; its keys are the flags' names")
     group.add_argument(
-        "--run-name", help="folder of the run under --runs (default: made from the options and the time)"
+        "--run-name", help="folder of the run under --runs (default: the time)"
     )
     group.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     group.add_argument("--resume", action="store_true", help="go on with --run-name, or with the newest run")

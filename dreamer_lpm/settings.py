@@ -8,6 +8,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
+import reprlib
+import sys
 import tomllib
 import types
 import typing
@@ -19,6 +22,9 @@ from dreamer_lpm.types import UserError
 
 T = TypeVar("T")
 _LARGEST_FILE = 1_000_000  # bytes; a config is a page of text
+_FLOAT = r"[-+]?(\d+\.\d*(e[-+]?\d+)?|\.\d+(e[-+]?\d+)?|\d+e[-+]?\d+|\.inf)$|\.nan$"
+_SHORT = reprlib.Repr()  # a page of YAML can refer to itself until its repr fills the memory
+_SHORT.maxlevel, _SHORT.maxstring = 2, 80
 
 
 def from_plain(cls: type[T], data: Mapping[str, Any], base: T | None = None, where: str = "") -> T:
@@ -48,7 +54,7 @@ def from_plain(cls: type[T], data: Mapping[str, Any], base: T | None = None, whe
                 + (f"; did you mean '{where}{near[0]}'?" if near else f"; known are: {', '.join(known)}.")
             )
     for name, part in inner.items():
-        changes[name] = from_plain(flat[name], part, getattr(base, name), where)
+        changes[name] = from_plain(flat[name], part, changes.get(name, getattr(base, name)), where)
     return dataclasses.replace(base, **changes)  # type: ignore[type-var]
 
 
@@ -68,13 +74,15 @@ def _to_plain(value: Any) -> Any:
 def read_file(path: Path) -> dict[str, Any]:
     """A TOML, YAML or JSON file as plain data (a mapping). Raises UserError naming what is wrong with it."""
     try:
-        if path.stat().st_size > _LARGEST_FILE:
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST_FILE + 1)
+        if len(raw) > _LARGEST_FILE:
             raise UserError(f"{path} is larger than a config can be ({_LARGEST_FILE:,} bytes).")
-        text = path.read_text(encoding="utf-8")
-        data = tomllib.loads(text) if path.suffix == ".toml" else _yaml(text)
+        text = raw.decode("utf-8-sig")  # some editors begin a file with a mark
+        data = tomllib.loads(text) if path.suffix.lower() == ".toml" else _yaml(text)
     except FileNotFoundError:
         raise UserError(f"The config file {path} does not exist.") from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} cannot be read as {path.suffix or 'YAML'}: {str(error).splitlines()[0]}.") from None
@@ -86,8 +94,18 @@ def read_file(path: Path) -> dict[str, Any]:
 def _yaml(text: str) -> Any:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """YAML 1.2's booleans and floats: in PyYAML's 1.1 ``control: off`` is False, and ``1e-4`` is text."""
+
+        yaml_implicit_resolvers = {  # noqa: RUF012  the name is PyYAML's
+            first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), "tTfF")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT, re.IGNORECASE), "-+.0123456789")
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
 
@@ -105,14 +123,18 @@ def _is_transparent(hint: Any) -> bool:
 def _value(hint: Any, value: Any, base: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise UserError(f"'{key}' is a group of settings, not {value!r}.")
+            raise UserError(f"'{key}' is a group of settings, not {_SHORT.repr(value)}.")
         return from_plain(typing.cast(type[Any], hint), value, base, f"{key}.")
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
+    for option in _options(hint):
         fits, converted = _fit(option, value)
         if fits:
             return converted
-    raise UserError(f"'{key}' must be {_say(hint)}, not {value!r}.")
+    raise UserError(f"'{key}' must be {_say(hint)}, not {_SHORT.repr(value)}.")
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, of which Python before 3.14 has two kinds; any other type alone."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
 def _fit(hint: Any, value: Any) -> tuple[bool, Any]:
@@ -127,8 +149,9 @@ def _fit(hint: Any, value: Any) -> tuple[bool, Any]:
         parts = [_fit(inner[0] if inner[-1] is ... else inner[i], v) for i, v in enumerate(value)]
         return all(ok for ok, _ in parts), tuple(v for _, v in parts)
     if hint is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return number, float(value) if number else None
+        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
+            return False, None
+        return math.isfinite(value), float(value)
     if hint is Path:
         return isinstance(value, str), Path(value) if isinstance(value, str) else None
     if hint in (types.NoneType, None):
@@ -139,8 +162,8 @@ def _fit(hint: Any, value: Any) -> tuple[bool, Any]:
 def _say(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    if isinstance(hint, types.UnionType):
-        return " or ".join(_say(h) for h in typing.get_args(hint))
+    if len(_options(hint)) > 1:
+        return " or ".join(_say(h) for h in _options(hint))
     names = {
         int: "a whole number",
         float: "a finite number",

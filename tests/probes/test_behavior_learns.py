@@ -62,7 +62,8 @@ def test_value_of_a_constant_reward_is_its_geometric_series(reward: float, gamma
     trainer = Trainer(ARMS, lambda feat, action: torch.full(action.shape[:-1], reward), cont=cont, gamma=gamma)
     value = trainer.train(300, horizon=5).critic(trainer.states(100))
     want = reward / (1 - gamma * cont)
-    torch.testing.assert_close(value.detach(), torch.full((100,), want), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(value.detach().mean(), torch.tensor(want), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(value.detach(), torch.full((100,), want), rtol=0.1, atol=0.05)
 
 
 def test_value_depends_on_the_state() -> None:

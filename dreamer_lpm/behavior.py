@@ -25,7 +25,7 @@ class BehaviorConfig:
     layers: int = 2
     horizon: int = 15
     """H, imagined steps."""
-    starts: int = 128
+    starts: int = 96
     """Replayed states from which a dream starts, per update (at most B*T)."""
     gamma: float = 0.99
     """Discount per agent step."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,25 +69,33 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return sorted((run_dir / "checkpoints").glob("step_*"))
 
 
-def load_newest(run_dir: Path) -> tuple[Saved, list[str]]:
+def load_newest(run_dir: Path) -> tuple[Saved | None, list[str]]:
     """The newest checkpoint whose every file is as it was written, and what was wrong with newer ones.
 
-    Raises UserError when there is none.
+    None where nothing was saved yet. Raises UserError when all are damaged, or the newest is of another schema.
     """
     damaged: list[str] = []
     for folder in reversed(checkpoints(run_dir)):
         try:
             return _load(run_dir, folder), damaged
-        except (OSError, ValueError, KeyError) as error:
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
             damaged.append(f"{folder.name}: {error}")
-    why = f" Damaged: {'; '.join(damaged)}." if damaged else ""
-    raise UserError(f"{run_dir} has no checkpoint to resume from; start it anew without --resume.{why}")
+    if damaged:
+        raise UserError(
+            f"Every checkpoint of {run_dir} is damaged; start a new run under another name ({'; '.join(damaged)})."
+        )
+    return None, []
 
 
 def _load(run_dir: Path, folder: Path) -> Saved:
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     if manifest["schema"] != SCHEMA:
-        raise ValueError(f"schema {manifest['schema']}, this version reads {SCHEMA}")
+        raise UserError(
+            f"{folder} has schema {manifest['schema']} and this version reads {SCHEMA}: resume with the version of "
+            "dreamer-lpm that config.json names."
+        )
     pieces = {run_dir / "replay" / name: digest for name, digest in manifest["replay"].items()}
     for path, digest in {**{folder / name: d for name, d in manifest["files"].items()}, **pieces}.items():
         if _sha256(path) != digest:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ from dreamer_lpm.evaluate import Scores, evaluate, record, save_agent
 from dreamer_lpm.machine import keep_freed_memory, pick_device, pick_precision, pick_threads
 from dreamer_lpm.noisy_tv import ImageSource, TVImages, TVSpec, load_images
 from dreamer_lpm.replay import Replay
-from dreamer_lpm.report.metrics import MetricsLog, Sink, TensorBoardSink, WandbSink
+from dreamer_lpm.report.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoardSink, WandbSink
 from dreamer_lpm.report.plots import plot_run
 from dreamer_lpm.report.progress import Progress
 from dreamer_lpm.report.strict_json import dumps, write_atomically
@@ -46,6 +46,7 @@ from dreamer_lpm.types import UserError
 from dreamer_lpm.world import Latent
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+CONFIG_FILE = "config.json"
 EVAL_SEED = 1_000_003  # evaluation episodes are none of the training's
 
 
@@ -123,6 +124,10 @@ class RunConfig:
         for name in ("seed", "prefill", "eval_every", "threads"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be 0 or more, not {getattr(self, name)}.")
+        for name, value in _numbers(self.agent):
+            least = 1 if isinstance(value, int) else 0
+            if value < least:
+                raise UserError(f"{name} must be {least} or more, not {value}.")
         held = self.replay_capacity // self.num_envs
         if held <= self.seq_length:
             raise UserError(
@@ -131,12 +136,25 @@ class RunConfig:
             )
 
     def env(self, *, tv_on: bool = True) -> EnvConfig:
-        """The env of this run; ``tv_on=False`` is the same with the TV's control "off"."""
+        """The env of this run; ``tv_on=False`` is the same with a TV that shows nothing ("sham", if it is a real one).
+
+        Never "off" instead, which takes the button of the trigger "remote" away: the agent has an action for it.
+        """
         spec = None
         if self.noisy_tv:
             images = self.tv_images if self.tv_images != "auto" else self.tv.source
-            spec = dataclasses.replace(self.tv, source=images, control=self.tv.control if tv_on else "off")
+            control = self.tv.control if tv_on else self.tv.control or "sham"
+            spec = dataclasses.replace(self.tv, source=images, control=control)
         return EnvConfig(self.env_name, action_repeat=self.action_repeat, time_limit=self.time_limit, tv=spec)
+
+
+def _numbers(cfg: Any, where: str = "") -> Iterator[tuple[str, float]]:
+    """The names and values of all sizes, rates and weights of a config."""
+    for name, value in ((where + f.name, getattr(cfg, f.name)) for f in dataclasses.fields(cfg)):
+        if dataclasses.is_dataclass(value):
+            yield from _numbers(value, f"{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, value
 
 
 class Stopped(Exception):  # noqa: N818  no error: the run is saved, and can go on
@@ -176,7 +194,12 @@ class State:
             cfg.agent, self.envs.action_spec, seed=agent_seed, device=self.device, bf16=cfg.precision == "bf16"
         )
         self.rng = np.random.default_rng(seeds[1])
-        self.replay = Replay(cfg.replay_capacity // cfg.num_envs, self._fields(), cfg.num_envs, self.device)
+        try:
+            self.replay = Replay(cfg.replay_capacity // cfg.num_envs, self._fields(), cfg.num_envs, self.device)
+        except RuntimeError as error:  # torch's word for memory that cannot be had
+            raise UserError(
+                f"A replay of {cfg.replay_capacity:,} steps does not fit into memory; lower replay_capacity."
+            ) from error
         self.carry = self.agent.begin(cfg.num_envs)
         self.row: dict[str, np.ndarray] = {}
         self.tally = Tally(returns=[0.0] * cfg.num_envs, lengths=[0] * cfg.num_envs, watched=[0] * cfg.num_envs)
@@ -221,7 +244,8 @@ class State:
     def save(self, run_dir: Path, metrics_at: int) -> None:
         """Write a checkpoint."""
         if self.replay.added > self.saved_rows:
-            self.pieces.append(checkpoint.save_rows(run_dir, self.saved_rows, self.replay.rows(self.saved_rows)))
+            first = max(self.saved_rows, self.replay.added - len(self.replay))  # older ones are overwritten
+            self.pieces.append(checkpoint.save_rows(run_dir, first, self.replay.rows(first)))
             self.saved_rows = self.replay.added
         tensors = {
             "agent": self.agent.state_dict(),
@@ -264,7 +288,10 @@ def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False) -> Report:
 
     Raises UserError before any work is lost, and Stopped, once all is saved, on SIGINT and SIGTERM.
     """
-    if not resume and checkpoint.checkpoints(run_dir):
+    if resume and not (run_dir / CONFIG_FILE).is_file():
+        raise UserError(f"{run_dir} holds no run to resume (no {CONFIG_FILE}); check --run-name and --runs.")
+    log_file = run_dir / METRICS_FILE
+    if not resume and (checkpoint.checkpoints(run_dir) or (log_file.is_file() and log_file.stat().st_size)):
         raise UserError(f"{run_dir} already holds a run: go on with --resume, or choose another --run-name.")
     cfg = settled(cfg)
     torch.set_num_threads(cfg.threads)
@@ -276,10 +303,10 @@ def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False) -> Report:
         cfg = dataclasses.replace(cfg, tv_images=shown.used)
         shown = (_recorded_images(run_dir) if resume else None) or shown
     state = State(cfg, images)
-    metrics_at = None
+    metrics_at, damaged = None, list[str]()
     if resume:
         saved, damaged = checkpoint.load_newest(run_dir)
-        metrics_at = state.restore(saved)
+        metrics_at = state.restore(saved) if saved else 0  # killed before it first saved: from its beginning again
     run_dir.mkdir(parents=True, exist_ok=True)
     about = {
         "config": to_plain(cfg),
@@ -287,7 +314,7 @@ def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False) -> Report:
         "versions": versions(),
         "git_revision": git_revision(),
     }
-    write_atomically(run_dir / "config.json", dumps(about, indent=2) + "\n")
+    write_atomically(run_dir / CONFIG_FILE, dumps(about, indent=2) + "\n")
     with ExitStack() as stack:
         signals = stack.enter_context(_Signals())
         log = stack.enter_context(MetricsLog(run_dir, _sinks(cfg, run_dir, state), resume_at=metrics_at))
@@ -296,8 +323,8 @@ def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False) -> Report:
                 cfg.steps, state.step, title=f"{run_dir.name} ({state.device}, {cfg.precision}, {cfg.threads} threads)"
             )
         )
-        if spec and shown:
-            bar.say(f"{spec.describe()} {shown.reason}")
+        if shown and (tv := cfg.env().tv):
+            bar.say(f"{tv.describe()} {shown.reason}")
         if resume:
             for line in damaged:
                 bar.say(f"Passed over a damaged checkpoint: {line}")
@@ -330,7 +357,7 @@ def settled(cfg: RunConfig) -> RunConfig:
 
 def _recorded_images(run_dir: Path) -> TVImages | None:
     """What ``config.json`` of a run to resume says of its TV's pictures."""
-    record = json.loads((run_dir / "config.json").read_text(encoding="utf-8")).get("tv_images")
+    record = json.loads((run_dir / CONFIG_FILE).read_text(encoding="utf-8")).get("tv_images")
     return TVImages(**record) if record else None
 
 
@@ -423,12 +450,13 @@ class _Run:
         """Take the new row into the tally; report the episodes that end with it."""
         tally = self.state.tally
         tally.rows += int((~row["is_first"]).sum())
-        tally.tv_rows += int(row["tv_on"].sum())
+        watched = row["tv_on"] & ~row["is_first"]  # what a reset shows is no step
+        tally.tv_rows += int(watched.sum())
         self.recent.extend(bool(x) for x in row["tv_on"])
         for i in range(self.cfg.num_envs):
             tally.returns[i] += float(row["reward"][i])
             tally.lengths[i] += int(not row["is_first"][i])
-            tally.watched[i] += int(row["tv_on"][i])
+            tally.watched[i] += int(watched[i])
             if row["is_last"][i]:
                 values: dict[str, float] = {"return": tally.returns[i], "length": tally.lengths[i]}
                 if self.tv_chance is not None:

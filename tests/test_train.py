@@ -1,0 +1,476 @@
+"""A whole run, small: what it leaves behind, that it can be stopped anywhere, and that watching it changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import dreamer_lpm
+import dreamer_lpm.train as train_module
+from dreamer_lpm import checkpoint
+from dreamer_lpm.behavior import BehaviorConfig
+from dreamer_lpm.noisy_tv import TVImages, TVSpec
+from dreamer_lpm.presets import preset
+from dreamer_lpm.report.metrics import read_metrics
+from dreamer_lpm.settings import from_plain
+from dreamer_lpm.train import Report, RunConfig, State, Stopped, Tally, train
+from dreamer_lpm.types import UserError
+from tests.tiny_run import TINY, WITH_TV, differences, everything, metrics, write_config
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves and videos have tests of their own, and take longer than these runs."""
+    monkeypatch.setattr(train_module, "plot_run", lambda run_dir: run_dir / "curves.png")
+    monkeypatch.setattr(train_module, "episode_video", lambda path, trace: path)
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGTERM) -> None:
+    """Raise the signal as soon as the run has taken ``step`` env steps."""
+    count, sent = train_module._Run._count, []
+
+    def counting(self: Any, row: dict[str, np.ndarray]) -> None:
+        count(self, row)
+        if self.state.step >= step and not sent:
+            sent.append(step)
+            os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr(train_module._Run, "_count", counting)
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing of the run gets to do anything any more."""
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    count = train_module._Run._count
+
+    def counting(self: Any, row: dict[str, np.ndarray]) -> None:
+        count(self, row)
+        if self.state.step >= step:
+            raise Killed
+
+    monkeypatch.setattr(train_module._Run, "_count", counting)
+
+
+# --- stop and resume --------------------------------------------------------------------------------------------------
+
+RUNS = {
+    "plain": TINY,
+    "tv": replace(WITH_TV, steps=200, eval_every=70, agent=replace(TINY.agent, curiosity="lpm_dual")),
+    "remote": replace(
+        TINY, noisy_tv=True, tv=TVSpec(trigger="remote", persistence="sticky", pool=3), replay_capacity=70, steps=130
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What each of ``RUNS`` becomes when nobody disturbs it; made when first asked for."""
+
+    class Made(dict[str, dict[str, Any]]):
+        def __missing__(self, name: str) -> dict[str, Any]:
+            run_dir = tmp_path_factory.mktemp(name)
+            train(RUNS[name], run_dir)
+            self[name] = everything(run_dir)
+            return self[name]
+
+    return Made()
+
+
+@pytest.mark.parametrize(("name", "at"), [("plain", 25), ("plain", 101), ("tv", 77), ("tv", 140), ("remote", 90)])
+def test_stopped_and_resumed_equals_uninterrupted(
+    name: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, dict[str, Any]]
+) -> None:
+    want, cfg = uninterrupted[name], RUNS[name]
+    with monkeypatch.context() as patch:
+        stop_at(patch, at)
+        with pytest.raises(Stopped) as stopped:
+            train(cfg, tmp_path)
+    assert stopped.value.signum == signal.SIGTERM
+    assert at <= newest_step(tmp_path) <= at + cfg.num_envs
+    torch.manual_seed(4711)  # nothing may hang on generators that no checkpoint holds
+    train(cfg, tmp_path, resume=True)
+    assert differences(everything(tmp_path), want) == []
+
+
+def newest_step(run_dir: Path) -> int:
+    return int(checkpoint.checkpoints(run_dir)[-1].name.removeprefix("step_"))
+
+
+@pytest.mark.parametrize("name", ["plain", "tv", "remote"])
+def test_killed_after_a_checkpoint_and_resumed_equals_uninterrupted(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, dict[str, Any]]
+) -> None:
+    """Rows, pictures and pieces that the dead run wrote after its last checkpoint leave no trace."""
+    want, cfg = uninterrupted[name], replace(RUNS[name], checkpoint_every=50)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 128)
+        with pytest.raises(Killed):
+            train(cfg, tmp_path)
+    assert newest_step(tmp_path) < 128
+    assert read_metrics(tmp_path)[-1]["step"] > newest_step(tmp_path), "the test needs lines that must go"
+    train(cfg, tmp_path, resume=True)
+    assert differences(everything(tmp_path), want) == []
+
+
+def test_killed_before_the_first_checkpoint_begins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, dict[str, Any]]
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_at(patch, 90)
+        with pytest.raises(Killed):
+            train(TINY, tmp_path)
+    with pytest.raises(UserError, match="already holds a run: go on with --resume"):
+        train(TINY, tmp_path)
+    train(TINY, tmp_path, resume=True)
+    assert differences(everything(tmp_path), uninterrupted["plain"]) == []
+
+
+def test_a_finished_run_goes_further_as_if_it_had_never_ended(
+    tmp_path: Path, uninterrupted: dict[str, dict[str, Any]]
+) -> None:
+    cfg = RUNS["tv"]
+    train(replace(cfg, steps=120), tmp_path)
+    train(cfg, tmp_path, resume=True)
+    assert differences(everything(tmp_path), uninterrupted["tv"]) == []
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    train(TINY, tmp_path)
+    before = everything(tmp_path)
+    train(TINY, tmp_path, resume=True)
+    assert differences(everything(tmp_path), before) == []
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], uninterrupted: dict[str, dict[str, Any]]
+) -> None:
+    cfg = replace(TINY, checkpoint_every=70)
+    train(cfg, tmp_path)
+    (checkpoint.checkpoints(tmp_path)[-1] / "state.pt").write_bytes(b"damaged")
+    capsys.readouterr()
+    train(cfg, tmp_path, resume=True)
+    said = capsys.readouterr().out
+    assert "Passed over a damaged checkpoint: step_000000160: state.pt is not as it was written" in said
+    assert "Resumed at 140 steps." in said
+    assert differences(everything(tmp_path), uninterrupted["plain"]) == []
+
+
+def test_the_comparison_sees_a_single_bit(tmp_path: Path, uninterrupted: dict[str, dict[str, Any]]) -> None:
+    """Another seed of the replay alone, or one generator less in the checkpoint, would not pass for equal."""
+    train(replace(TINY, checkpoint_every=100), tmp_path)
+    saved = checkpoint.load_newest(tmp_path)[0]
+    assert saved is not None
+    shutil.rmtree(checkpoint.checkpoints(tmp_path)[-1])
+    first = checkpoint.checkpoints(tmp_path)[-1]
+    manifest = json.loads((first / "manifest.json").read_text())
+    state = json.loads((first / "state.json").read_text())
+    state["rng"]["state"]["state"] ^= 1
+    (first / "state.json").write_text(json.dumps(state))
+    manifest["files"]["state.json"] = checkpoint._sha256(first / "state.json")
+    (first / "manifest.json").write_text(json.dumps(manifest))
+    train(TINY, tmp_path, resume=True)
+    different = differences(everything(tmp_path), uninterrupted["plain"])
+    assert any("/tensors/agent" in where for where in different)
+
+
+def test_only_one_signal_is_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one does what it always did, for those who cannot wait."""
+    before = signal.getsignal(signal.SIGINT)
+    with train_module._Signals() as signals:
+        signal.raise_signal(signal.SIGINT)
+        assert signals.caught == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_resume_needs_a_run_and_a_start_needs_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run to resume"):
+        train(TINY, tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+
+
+# --- processes, as users stop them ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def process_env() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "SDL_VIDEODRIVER": "dummy"}
+
+
+def started(command: list[str], folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *command], cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_process_is_stopped_and_goes_on(signum: signal.Signals, tmp_path: Path, process_env: dict[str, str]) -> None:
+    """SIGTERM, Ctrl-C and SIGKILL at whatever step they hit; in the end, the same bits as without them."""
+    config = write_config(tmp_path, env_name="Pendulum-v1", steps=100_000)
+    command = [str(ROOT / "train_lpm.py"), "--config", str(config), "--noisy-tv", "--run-name", "mine"]
+    process = started([*command, "--checkpoint-every", "40"], tmp_path, process_env)
+    run_dir = tmp_path / "runs" / "mine"
+    wait_for(lambda: len(checkpoint.checkpoints(run_dir)) == 2, process)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=120)
+    stopped = newest_step(run_dir)
+    assert err == ""
+    if signum == signal.SIGKILL:
+        assert process.returncode == -signum
+    else:
+        assert process.returncode == 128 + signum
+        assert f"Stopped and saved ({signum.name}). Go on with: python3 train_lpm.py --resume --run-name mine" in out
+    cfg = replace(saved_config(run_dir), steps=stopped + 60)
+    train(cfg, run_dir, resume=True)
+    train(cfg, tmp_path / "uninterrupted")
+    assert differences(everything(run_dir), everything(tmp_path / "uninterrupted")) == []
+
+
+def saved_config(run_dir: Path) -> RunConfig:
+    saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["config"]
+    return from_plain(RunConfig, saved)
+
+
+# --- what a run leaves behind -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    run_dir = tmp_path_factory.mktemp("runs") / "mine"
+    cfg = replace(WITH_TV, eval_every=80, eval_episodes=2, steps=150)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "plot_run", lambda run_dir: run_dir / "curves.png")
+        patch.setattr(train_module, "episode_video", lambda path, trace: path)
+        return run_dir, train(cfg, run_dir)
+
+
+def test_summary(finished: tuple[Path, Report]) -> None:
+    run_dir, report = finished
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    assert summary == json.loads(json.dumps(report.summary))
+    assert summary["env_steps"] == 150
+    assert summary["updates"] == math.ceil((150 - 40) / 4)
+    assert 0 < summary["wall_seconds"] < 600
+    assert len(summary["eval_returns"]) == 4
+    assert summary["eval_return_mean"] == pytest.approx(np.mean(summary["eval_returns"]))
+    assert summary["tv_chance"] == pytest.approx(0.25)
+    assert 0.05 < summary["tv_share"] < 0.6
+    assert summary["tv_images"] == {
+        "requested": "static", "used": "static", "count": None, "reason": "Uniform noise was asked for by name."
+    }  # fmt: skip
+    assert (summary["seed"], summary["device"], summary["precision"], summary["threads"]) == (0, "cpu", "fp32", 1)
+    assert summary["env_name"] == "Pendulum-v1"
+    assert summary["curiosity"] == "lpm"
+    assert summary["versions"]["torch"] == torch.__version__
+    assert summary["versions"]["dreamer-lpm"] == dreamer_lpm.__version__
+    assert summary["git_revision"] is None or len(summary["git_revision"].removesuffix("+dirty")) == 40
+    assert summary["peak_memory_bytes"] > 1e8
+
+
+def test_config_json(finished: tuple[Path, Report]) -> None:
+    run_dir, report = finished
+    about = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    assert saved_config(run_dir) == replace(WITH_TV, eval_every=80, eval_episodes=2, steps=150)
+    assert about["tv_images"] == report.summary["tv_images"]
+    assert about["versions"] == report.summary["versions"]
+
+
+def test_metrics(finished: tuple[Path, Report]) -> None:
+    run_dir, report = finished
+    rows = read_metrics(run_dir)
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault(row["kind"], []).append(row)
+    assert kinds.keys() == {"train", "episode", "eval"}
+    assert all(row["length"] == 20 and row["tv_chance"] == 0.25 for row in kinds["episode"])
+    assert all(0 <= row["tv_share"] <= 1 for row in kinds["episode"])
+    assert len(kinds["episode"]) == 2 * (150 // 40)  # two envs, 20 steps each
+    assert all(-20 * 16.3 <= row["return"] < 0 for row in kinds["episode"])
+    train_row = kinds["train"][-1]
+    for key in ("recon", "dyn", "rep", "reward", "cont", "actor", "critic", "error_predictor"):
+        assert math.isfinite(train_row[f"loss/{key}"]), key
+    assert {"bonus/mean", "bonus/tv_on", "bonus/tv_off", "wall_steps_per_s", "updates"} <= train_row.keys()
+    evals = [(row["step"], row["arm"], len(row["returns"])) for row in kinds["eval"]]
+    assert evals == [(80, "as_trained", 2), (80, "tv_off", 2), (150, "as_trained", 4), (150, "tv_off", 4)]
+    assert kinds["eval"][-2]["returns"] == report.summary["eval_returns"]
+    assert all(row["tv_share"] == 0 for row in kinds["eval"] if row["arm"] == "tv_off")
+
+
+def test_tensorboard_and_checkpoints_lie_in_the_run(finished: tuple[Path, Report]) -> None:
+    run_dir, report = finished
+    assert list((run_dir / "tensorboard").glob("events.*"))
+    assert newest_step(run_dir) == 150
+    assert report.agent == run_dir / "agent_lpm.pth"
+    assert report.video == run_dir / "videos" / "eval_iter_150_ep_0.mp4"
+
+
+def test_a_run_without_tv_and_without_curiosity_speaks_of_neither(tmp_path: Path) -> None:
+    cfg = replace(TINY, steps=80, agent=replace(TINY.agent, curiosity="none"))
+    report = train(cfg, tmp_path)
+    rows = metrics(tmp_path)
+    assert any(row["kind"] == "train" for row in rows)
+    assert [key for row in rows for key in row if "tv" in key or "bonus" in key] == []
+    assert (report.summary["tv_share"], report.summary["tv_chance"], report.summary["tv_images"]) == (None,) * 3
+
+
+def test_a_run_shorter_than_its_prefill_still_ends_well(tmp_path: Path) -> None:
+    report = train(replace(TINY, steps=10), tmp_path)
+    assert (report.summary["env_steps"], report.summary["updates"]) == (10, 0)
+    assert report.agent.is_file()
+
+
+def test_a_tv_that_is_always_on_has_a_share_of_one(tmp_path: Path) -> None:
+    """The first picture of an episode is no step, though the TV may show there too."""
+    report = train(replace(TINY, steps=60, noisy_tv=True, tv=TVSpec(trigger="always")), tmp_path)
+    assert (report.summary["tv_share"], report.summary["tv_chance"]) == (1.0, 1.0)
+    assert {row["tv_share"] for row in read_metrics(tmp_path) if row["kind"] == "episode"} == {1.0}
+
+
+def test_what_auto_found_is_recorded_and_kept_by_whoever_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load_images(source: str, data_dir: Path | None = None) -> Any:
+        asked.append(source)
+        used = {"auto": "photos" if len(asked) == 1 else "cifar10"}.get(source, source)
+        noise = train_module_load("static")[0]
+        return noise, TVImages(source, used, 3, f"{used} for {source}")
+
+    train_module_load = train_module.load_images
+    monkeypatch.setattr(train_module, "load_images", load_images)
+    cfg = replace(TINY, steps=50, noisy_tv=True, tv_images="auto")
+    for resume in (False, True):
+        cfg = saved_config(tmp_path) if resume else cfg
+        report = train(cfg, tmp_path, resume=resume)
+        want = {"requested": "auto", "used": "photos", "count": 3, "reason": "photos for auto"}
+        assert report.summary["tv_images"] == want
+        assert json.loads((tmp_path / "config.json").read_text())["tv_images"] == want
+    assert asked == ["auto", "photos"]
+
+
+# --- evaluation and reporting change nothing --------------------------------------------------------------------------
+
+
+def test_evaluation_does_not_change_training(tmp_path: Path, uninterrupted: dict[str, dict[str, Any]]) -> None:
+    want = uninterrupted["tv"]
+    train(replace(RUNS["tv"], eval_every=0, eval_episodes=2, log_every=57), tmp_path)
+    got = everything(tmp_path)
+    for what in ("tensors", "envs", "rng", "memory", "agent"):
+        a, b = (
+            {k: v for k, v in x[what].items() if k != "sums"} if what == "tensors" else x[what] for x in (got, want)
+        )
+        assert differences(a, b) == []
+    assert len(got["metrics"]) != len(want["metrics"])
+
+
+def test_updates_wait_for_the_prefill_and_keep_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at: list[int] = []
+    learn = State.learn
+
+    def learning(self: State) -> None:
+        at.append(self.step)
+        learn(self)
+
+    monkeypatch.setattr(State, "learn", learning)
+    train(replace(TINY, steps=80, update_every=2.5), tmp_path)
+    assert at[0] > 40
+    assert len(at) == 16
+    assert all(abs((step - 40) / 2.5 - number) <= 1 for number, step in enumerate(at, start=1))
+
+
+# --- settings of a run ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be above 0, not 0"),
+        ({"batch_size": -1}, "batch_size must be above 0, not -1"),
+        ({"update_every": 0.0}, "update_every must be above 0"),
+        ({"seed": -1}, "seed must be 0 or more, not -1"),
+        ({"seq_length": 1000}, "raise it to 1001, or lower seq_length"),
+        ({"num_envs": 500}, "raise it to 3500, or lower seq_length"),
+        ({"agent": replace(TINY.agent, world_lr=-1.0)}, "world_lr must be 0 or more, not -1.0"),
+        (
+            {"agent": replace(TINY.agent, behavior=BehaviorConfig(horizon=0))},
+            "behavior.horizon must be 1",
+        ),
+    ],
+)
+def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        replace(TINY, **changes)
+
+
+def test_a_replay_that_no_memory_holds(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not fit into memory; lower replay_capacity"):
+        train(replace(TINY, replay_capacity=10**15), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("trigger", ["action", "remote"])
+def test_the_tv_switched_off_leaves_the_agents_actions(trigger: Any) -> None:
+    """An agent that learned with a button keeps the button; it does nothing."""
+    cfg = replace(WITH_TV, tv=TVSpec(trigger=trigger))
+    assert cfg.env(tv_on=False).tv == replace(cfg.env().tv, control="sham")
+    without = replace(WITH_TV, tv=TVSpec(trigger=trigger, control="off"))
+    assert without.env(tv_on=False) == without.env()
+
+
+def test_the_tally_is_plain(tmp_path: Path) -> None:
+    assert Tally(**json.loads(json.dumps(dataclasses.asdict(Tally())))) == Tally()
+
+
+# --- the real thing ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_world_model_of_the_tiny_preset_learns_the_pendulum(tmp_path: Path) -> None:
+    """3,000 steps of the clean Pendulum; the losses of an untrained model fall by a clear factor."""
+    cfg = replace(preset("tiny"), steps=3000, prefill=500, device="cpu", threads=1, eval_every=0, eval_episodes=1)
+    train(cfg, tmp_path)
+    rows = [row for row in read_metrics(tmp_path) if row["kind"] == "train"]
+    first, last = rows[0], rows[-1]
+    print({key: (first[key], last[key]) for key in ("loss/recon", "loss/reward")})
+    assert last["loss/recon"] < first["loss/recon"] / 3
+    assert last["loss/reward"] < first["loss/reward"] / 2
+
+
+@pytest.fixture(autouse=True)
+def no_leftovers() -> Iterator[None]:
+    """The handlers of signals are as they were, whatever a run did."""
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before

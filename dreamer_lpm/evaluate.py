@@ -16,6 +16,7 @@ from torch import Tensor
 from dreamer_lpm.agent import Agent, AgentConfig, Carry, Policy
 from dreamer_lpm.curiosity import Transition
 from dreamer_lpm.envs import Envs
+from dreamer_lpm.machine import pick_device
 from dreamer_lpm.report.video import EpisodeTrace
 from dreamer_lpm.settings import from_plain, to_plain
 from dreamer_lpm.types import ActionSpec, UserError
@@ -176,12 +177,18 @@ class Player:
 def load(path: str | Path, device: str = "cpu") -> Player:
     """Read an agent file such as ``agent_lpm.pth``. Runs no code from the file.
 
-    Raises UserError when the file is missing, damaged, or not an agent of this project.
+    Raises UserError when the file is missing, damaged, or not an agent of this project, or the device is not there.
     """
+    where = pick_device(device)
     try:
-        data = torch.load(path, map_location=device, weights_only=True)
-        config, spec, weights = data["config"], ActionSpec(**data["spec"]), data["weights"]
-        known = data["format"] == FORMAT
+        data = torch.load(path, map_location=where, weights_only=True)
+        if data["format"] != FORMAT:
+            raise UserError(f"{path} has format {data['format']}, this version reads {FORMAT}; update dreamer-lpm.")
+        agent = Agent(from_plain(AgentConfig, data["config"]), ActionSpec(**data["spec"]), device=where)
+        agent.load_state_dict(data["weights"])
+        return Player(agent.eval(), dict(data["about"]))
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist; train one first: python3 train_lpm.py --steps 10000 --noisy-tv"
@@ -190,8 +197,3 @@ def load(path: str | Path, device: str = "cpu") -> Player:
         raise UserError(
             f"{path} is not an agent file of Dreamer-LPM, or it is damaged ({type(error).__name__})."
         ) from None
-    if not known:
-        raise UserError(f"{path} has format {data['format']}, this version reads {FORMAT}; update dreamer-lpm.")
-    agent = Agent(from_plain(AgentConfig, config), spec, device=device)
-    agent.load_state_dict(weights)
-    return Player(agent.eval(), data["about"])

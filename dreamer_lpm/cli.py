@@ -9,7 +9,9 @@ import argparse
 import dataclasses
 import json
 import re
+import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +30,7 @@ from dreamer_lpm.evaluate import evaluate, load, record
 from dreamer_lpm.noisy_tv import NoisyTVError, load_images
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.video import episode_video
-from dreamer_lpm.settings import from_plain, read_file
+from dreamer_lpm.settings import from_plain, read_file, to_plain
 from dreamer_lpm.train import EVAL_SEED, Report, RunConfig, Stopped, train
 from dreamer_lpm.types import UserError
 
@@ -42,6 +45,7 @@ CHANGEABLE = {
     "log_every",
     "checkpoint_every",
 }
+RUNS = Path("runs")
 USAGE = """usage: dreamer-lpm {train,eval,bench} [OPTIONS]
 
   train   learn, in front of the Noisy TV or without it (options: dreamer-lpm train --help)
@@ -69,50 +73,54 @@ def _guard(command: Callable[[list[str]], int], args: list[str]) -> int:
     """Run a command; a user's mistake becomes one line and status 2, a stop becomes the shell's 128 + signal."""
     try:
         return command(args)
-    except (UserError, NoisyTVError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, NoisyTVError, OSError) as error:  # OSError: no such folder, no permission, a full disk
+        print("error:", *str(error).split(), file=sys.stderr)
+        return 2
+    except (MemoryError, torch.OutOfMemoryError):
+        print("error: Out of memory; lower batch_size or seq_length, or choose a smaller preset.", file=sys.stderr)
         return 2
     except Stopped as stop:
         return 128 + stop.signum
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _train(args: list[str], guide: bool = False) -> int:
     """Parse ``train``'s options, train, and say where everything is."""
-    first = _first_options()
-    known, rest = first.parse_known_args(args)
     program = "train_lpm.py" if guide else "dreamer-lpm train"
+    first = _first_options(program)
+    known, rest = first.parse_known_args(args)
     if {"-h", "--help"} & set(rest):
-        print(first.format_help().replace("usage: ", f"usage: {program} [OPTIONS]\n\n", 1))
+        print(first.format_help())
+        known.resume = False
     run_dir = _run_dir(known)
     base = _base(known, run_dir)
     cfg = tyro.cli(
         RunConfig, args=rest, default=base, prog=program, description="", config=(tyro.conf.HelptextFromCommentsOff,)
     )
+    cfg = from_plain(RunConfig, to_plain(cfg))  # flags as strict as files: no NaN
     if known.resume:
         _check_resumed(base, cfg)
     try:
         report = train(cfg, run_dir, resume=known.resume)
     except Stopped as stop:
-        again = " ".join([program, "--resume", "--run-name", run_dir.name])
-        print(f"Stopped and saved ({stop}). Go on with: {again}")
+        again = [*(("python3",) if guide else ()), *program.split(), "--resume", "--run-name", run_dir.name]
+        elsewhere = [] if known.runs == RUNS else ["--runs", str(known.runs)]
+        print(f"Stopped and saved ({signal.Signals(stop.signum).name}). Go on with: {shlex.join(again + elsewhere)}")
         raise
     left = _leave_where_started(report) if guide else report
     _say(report, left, run_dir)
     return 0
 
 
-def _first_options() -> argparse.ArgumentParser:
+def _first_options(program: str) -> argparse.ArgumentParser:
     """The options that decide what the others' defaults are, so they are read first."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(program, f"{program} [OPTIONS]", add_help=False, allow_abbrev=False)
     group = parser.add_argument_group("run options (flag before config file before preset)")
-    group.add_argument(
-        "--preset", default=DEFAULT, help=f"sizes of the agent: {', '.join(PRESETS)} (default: {DEFAULT})"
-    )
+    group.add_argument("--preset", help=f"sizes of the agent: {', '.join(PRESETS)} (default: {DEFAULT})")
     group.add_argument("--config", type=Path, help="settings in a TOML or YAML file; its keys are the flags' names")
-    group.add_argument(
-        "--run-name", help="folder of the run under --runs (default: the time)"
-    )
-    group.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    group.add_argument("--run-name", help="folder of the run under --runs (default: the time)")
+    group.add_argument("--runs", type=Path, default=RUNS, help="folder of all runs (default: runs)")
     group.add_argument("--resume", action="store_true", help="go on with --run-name, or with the newest run")
     return parser
 
@@ -142,8 +150,9 @@ def _run_dir(known: argparse.Namespace) -> Path:
 def _base(known: argparse.Namespace, run_dir: Path) -> RunConfig:
     """The defaults that flags then change: of the run to resume, or of preset and file."""
     if known.resume:
-        if known.config is not None:
-            raise UserError("--resume goes on with the run's own settings; leave --config out.")
+        for name in ("config", "preset"):
+            if getattr(known, name) is not None:
+                raise UserError(f"--resume goes on with the run's own settings; leave --{name} out.")
         try:
             saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["config"]
         except (OSError, ValueError, KeyError):
@@ -151,7 +160,7 @@ def _base(known: argparse.Namespace, run_dir: Path) -> RunConfig:
                 f"{run_dir} holds no run to resume (no readable config.json); check --run-name and --runs."
             ) from None
         return from_plain(RunConfig, saved)
-    cfg = preset(known.preset)
+    cfg = preset(known.preset or DEFAULT)
     return cfg if known.config is None else from_plain(RunConfig, read_file(known.config), cfg)
 
 
@@ -219,9 +228,11 @@ def _eval(args: list[str]) -> int:
     if options.episodes < 1:
         raise UserError(f"--episodes must be at least 1, not {options.episodes}.")
     player = load(options.agent, options.device)
+    if "run" not in player.about:
+        raise UserError(f"{options.agent} does not say which run it is from; play it with dreamer_lpm.load instead.")
     cfg = from_plain(RunConfig, player.about["run"])
     env = cfg.env(tv_on=options.tv == "as-trained")
-    images = load_images(env.tv.source, cfg.data_dir)[0] if env.tv else None
+    images = load_images(env.tv.source, cfg.data_dir)[0] if env.tv and env.tv.control is None else None
 
     def make() -> Any:
         return make_env(env, images=images)

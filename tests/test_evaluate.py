@@ -1,0 +1,265 @@
+"""Playing with a trained agent: true scores, no trace in the agent, and files that a stranger may open."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import dreamer_lpm
+from dreamer_lpm.agent import Agent
+from dreamer_lpm.curiosity import FitGate
+from dreamer_lpm.envs import EnvConfig, make_env
+from dreamer_lpm.envs.vector import episode_seed
+from dreamer_lpm.evaluate import Player, evaluate, load, record, save_agent
+from dreamer_lpm.noisy_tv import TVSpec, load_images
+from dreamer_lpm.types import ActionSpec, UserError
+from tests.test_agent import CONFIG, equal, everything
+from tests.tiny_run import differences
+
+DISCRETE, CONTINUOUS = ActionSpec("discrete", 2), ActionSpec("continuous", 1)
+CARTPOLE = EnvConfig("CartPole-v1")
+PENDULUM = EnvConfig("Pendulum-v1", time_limit=12, action_repeat=2)
+SCREEN = load_images("static")[0]
+
+
+def make_agent(spec: ActionSpec, curiosity: str = "lpm_dual") -> Agent:
+    """Untrained, but with an opinion: a fresh actor's last layer says the same of every picture."""
+    agent = Agent(replace(CONFIG, curiosity=curiosity), spec, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in [*agent.behavior.actor.parameters(), *agent.curiosity.parameters()]:
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    for module in agent.modules():
+        if isinstance(module, FitGate):
+            module.opened.fill_(1.0)  # the bonus pays, as if its predictor were fitted
+    return agent
+
+
+def env_of(cfg: EnvConfig) -> Callable[[], gym.Env[Any, Any]]:
+    return lambda: make_env(cfg, images=SCREEN)
+
+
+def played_by_hand(player: Player, cfg: EnvConfig, seed: int) -> tuple[float, int, float]:
+    """Return, agent steps and TV share of one episode, by Gymnasium's own loop."""
+    env = make_env(cfg, images=SCREEN)
+    obs, _ = env.reset(seed=seed)
+    player.reset()
+    total, length, watched, over = 0.0, 0, 0, False
+    while not over:
+        obs, reward, terminated, truncated, info = env.step(player.act(obs))
+        total, length, watched = total + float(reward), length + 1, watched + info.get("tv_on", False)
+        over = terminated or truncated
+    env.close()
+    return total, length, watched / length
+
+
+@pytest.mark.parametrize(
+    ("spec", "cfg"),
+    [
+        (DISCRETE, CARTPOLE),  # episodes end by themselves, at different lengths
+        (DISCRETE, replace(CARTPOLE, tv=TVSpec(source="static", tv_action=1))),
+        (DISCRETE, replace(CARTPOLE, tv=TVSpec(source="static", trigger="always"))),
+        (CONTINUOUS, PENDULUM),
+        (ActionSpec("continuous", 2), replace(PENDULUM, tv=TVSpec(source="static", trigger="remote"))),
+    ],
+)
+def test_scores_are_those_of_episodes_played_by_hand(spec: ActionSpec, cfg: EnvConfig) -> None:
+    agent = make_agent(spec)
+    scores = evaluate(agent, env_of(cfg), episodes=3, seed=7)
+    want = [played_by_hand(Player(agent, {}), cfg, episode_seed(7, i, 0)) for i in range(3)]
+    assert scores.returns == pytest.approx([total for total, _, _ in want], rel=1e-4)
+    assert scores.lengths == [length for _, length, _ in want]
+    assert scores.tv_shares == pytest.approx([share for _, _, share in want])
+    if spec is DISCRETE:
+        assert len(set(scores.lengths)) > 1, "the test wants episodes that end apart"
+    row = scores.row()
+    assert row["return_mean"] == pytest.approx(np.mean(scores.returns))
+    assert row["return_std"] == pytest.approx(np.std(scores.returns))
+    assert (row["returns"], row["length_mean"]) == (scores.returns, np.mean(scores.lengths))
+    assert row["tv_share"] == pytest.approx(np.mean(scores.tv_shares))
+    assert "tv_share" not in scores.row(has_tv=False)
+
+
+@pytest.mark.parametrize("policy", ["mode", "sample"])
+def test_evaluating_leaves_no_trace(policy: Any) -> None:
+    agent = make_agent(CONTINUOUS)
+    before, global_torch, global_numpy = everything(agent), torch.get_rng_state(), repr(np.random.get_state())  # noqa: NPY002
+    a, b = (evaluate(agent, env_of(PENDULUM), episodes=2, seed=7, policy=policy) for _ in range(2))
+    record(agent, env_of(PENDULUM), seed=7, policy=policy, has_tv=False)
+    assert a == b
+    assert a != evaluate(agent, env_of(PENDULUM), episodes=2, seed=8, policy=policy)
+    assert equal(everything(agent), before)
+    assert torch.equal(torch.get_rng_state(), global_torch)
+    assert repr(np.random.get_state()) == global_numpy  # noqa: NPY002
+
+
+def test_the_agents_generator_is_put_back_even_if_the_env_breaks() -> None:
+    class Broken(gym.Wrapper[Any, Any, Any, Any]):
+        def step(self, action: Any) -> Any:
+            raise UserError("out of order")
+
+    agent = make_agent(CONTINUOUS)
+    before = agent.generator.get_state()
+    for play in (
+        lambda make: evaluate(agent, make, episodes=1, seed=7, policy="sample"),
+        lambda make: record(agent, make, seed=7, policy="sample", has_tv=False),
+    ):
+        with pytest.raises(UserError, match="out of order"):
+            play(lambda: Broken(make_env(PENDULUM)))
+        assert torch.equal(agent.generator.get_state(), before)
+
+
+def test_a_recording_shows_what_was_seen() -> None:
+    agent, cfg = make_agent(CONTINUOUS), replace(PENDULUM, tv=TVSpec(source="static", threshold=0.1))
+    trace = record(agent, env_of(cfg), seed=7, title="a title", has_tv=True)
+    score = evaluate(agent, env_of(cfg), episodes=1, seed=7)
+    steps = score.lengths[0] + 1
+    for pictures in (trace.obs, trace.reconstruction, trace.prediction):
+        assert pictures is not None
+        assert (pictures.shape, pictures.dtype) == ((steps, 64, 64, 3), np.uint8)
+    assert trace.tv_on is not None
+    assert trace.bonus is not None
+    assert (trace.title, len(trace.reward), len(trace.bonus), trace.bonus[0]) == ("a title", steps, steps, 0)
+    assert np.abs(trace.bonus[1:]).max() > 0
+    assert trace.reward.sum() == pytest.approx(score.returns[0], rel=1e-4)
+    assert trace.tv_on[1:].mean() == pytest.approx(score.tv_shares[0])
+    assert trace.tv_on.any(), "the test wants a TV that was on"
+    spread = trace.obs.reshape(steps, -1).std(1)  # static is livelier than a Pendulum
+    assert spread[trace.tv_on].min() > spread[~trace.tv_on].max()
+
+
+def test_a_recording_speaks_neither_of_a_tv_nor_of_a_bonus_that_is_not_there() -> None:
+    trace = record(make_agent(CONTINUOUS, "none"), env_of(PENDULUM), seed=7, has_tv=False)
+    assert (trace.tv_on, trace.bonus) == (None, None)
+
+
+# --- agent files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def agent_file(tmp_path: Path) -> Path:
+    path = tmp_path / "agent_lpm.pth"
+    save_agent(path, make_agent(DISCRETE), {"env": "CartPole-v1", "nested": {"steps": [1, 2]}})
+    return path
+
+
+def test_an_agent_file_is_plain_data(agent_file: Path) -> None:
+    data = torch.load(agent_file, weights_only=True)
+    assert data["about"] == {"env": "CartPole-v1", "nested": {"steps": [1, 2]}}
+    assert data["spec"] == {"kind": "discrete", "size": 2}
+    assert [path.name for path in agent_file.parent.iterdir()] == ["agent_lpm.pth"]
+
+
+@pytest.mark.parametrize("spec", [DISCRETE, ActionSpec("continuous", 3)])
+def test_five_lines_for_a_stranger(spec: ActionSpec, tmp_path: Path) -> None:
+    original = make_agent(spec)
+    save_agent(tmp_path / "agent_lpm.pth", original, {})
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+    agent = dreamer_lpm.load(tmp_path / "agent_lpm.pth")
+    action = agent.act(picture)
+
+    assert differences(dict(agent.agent.state_dict()), dict(original.state_dict())) == []
+    assert agent.agent.cfg == original.cfg
+    if spec.is_discrete:
+        assert isinstance(action, int)
+        assert action in (0, 1)
+    else:
+        assert isinstance(action, np.ndarray)
+        assert (action.shape, action.dtype) == ((3,), np.float32)
+        assert np.abs(action).max() <= 1
+
+
+def test_a_player_remembers_until_it_is_reset(tmp_path: Path) -> None:
+    player = Player(make_agent(ActionSpec("continuous", 3)), {})
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    first, second = player.act(picture), player.act(picture)
+    assert not np.array_equal(first, second)
+    player.reset()
+    assert np.array_equal(player.act(picture), first)
+
+
+@pytest.mark.parametrize(
+    ("picture", "got"),
+    [
+        (np.zeros((96, 80, 3), np.uint8), r"uint8 \(96, 80, 3\)"),
+        (np.zeros((3, 64, 64), np.uint8), r"uint8 \(3, 64, 64\)"),
+        (np.zeros((64, 64, 3), np.float32), r"float32 \(64, 64, 3\)"),
+        (np.zeros((1, 64, 64, 3), np.uint8), r"uint8 \(1, 64, 64, 3\)"),
+    ],
+)
+def test_another_picture_is_answered_with_what_to_do(picture: np.ndarray, got: str, agent_file: Path) -> None:
+    with pytest.raises(UserError, match=rf"a uint8 picture \(64, 64, 3\), got {got}; shrink it with cv2.resize"):
+        load(agent_file).act(picture)
+
+
+class Bomb:
+    def __init__(self, trap: Path) -> None:
+        self.trap = trap
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[Path]]:
+        return (Path.touch, (self.trap,))
+
+
+def changed(**changes: Any) -> Callable[[Path], None]:
+    """An agent file with other parts; a part that is None is missing."""
+
+    def damage(path: Path) -> None:
+        data = {**torch.load(path, weights_only=True), **changes}
+        torch.save({key: value for key, value in data.items() if value is not None}, path)
+
+    return damage
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+NO_AGENT = "is not an agent file of Dreamer-LPM, or it is damaged"
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut": (cut, NO_AGENT),
+    "empty": (lambda path: path.write_bytes(b""), NO_AGENT),
+    "text": (lambda path: path.write_text("an agent"), NO_AGENT),
+    "folder": (lambda path: (path.unlink(), path.mkdir()), NO_AGENT),
+    "pickle bomb": (lambda path: path.write_bytes(pickle.dumps(Bomb(path.with_name("trap")), protocol=2)), NO_AGENT),
+    "torch bomb": (lambda path: torch.save(Bomb(path.with_name("trap")), path), NO_AGENT),
+    "bomb among the weights": (lambda path: changed(weights=Bomb(path.with_name("trap")))(path), NO_AGENT),
+    "module": (lambda path: torch.save(torch.nn.Linear(1, 1), path), NO_AGENT),
+    "list": (lambda path: torch.save([1, 2], path), NO_AGENT),
+    "foreign": (lambda path: torch.save({"state_dict": {}}, path), NO_AGENT),
+    "no weights": (changed(weights=None), NO_AGENT),
+    "no about": (changed(about=None), NO_AGENT),
+    "other weights": (changed(weights={"weight": torch.zeros(1)}), NO_AGENT),
+    "weights no mapping": (changed(weights=[1]), NO_AGENT),
+    "config no mapping": (changed(config=3), NO_AGENT),
+    "newer": (changed(format=2), "has format 2, this version reads 1; update dreamer-lpm."),
+    "unknown setting": (changed(config={"lpm_etta": 1.0}), "Unknown setting 'lpm_etta'; did you mean 'lpm_eta'?"),
+    "gone": (Path.unlink, "does not exist; train one first: python3 train_lpm.py"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+@pytest.mark.filterwarnings("ignore:.*pickle protocol.*:UserWarning")
+def test_no_agent_file_is_one_clear_sentence_and_runs_no_code(name: str, agent_file: Path) -> None:
+    damage, message = DAMAGE[name]
+    damage(agent_file)
+    with pytest.raises(UserError) as caught:
+        load(agent_file)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not agent_file.with_name("trap").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_a_missing_device_is_not_a_damaged_file(agent_file: Path) -> None:
+    with pytest.raises(UserError, match="Device 'cuda' is not available here"):
+        load(agent_file, "cuda")
+    assert load(agent_file, "auto").agent.device.type in ("cpu", "mps")

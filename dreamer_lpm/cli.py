@@ -31,7 +31,7 @@ from dreamer_lpm.noisy_tv import NoisyTVError, load_images
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import from_plain, read_file, to_plain
-from dreamer_lpm.train import EVAL_SEED, Report, RunConfig, Stopped, train
+from dreamer_lpm.train import CONFIG_FILE, EVAL_SEED, Report, RunConfig, Stopped, train
 from dreamer_lpm.types import UserError
 
 # What may differ between a run and its continuation; anything else would make it another run.
@@ -137,7 +137,7 @@ def _run_dir(known: argparse.Namespace) -> Path:
         return runs / name
     if known.resume:
         found = sorted(
-            (p.parent for p in runs.glob("*/config.json")), key=lambda p: (p / "config.json").stat().st_mtime
+            (p.parent for p in runs.glob(f"*/{CONFIG_FILE}")), key=lambda p: (p / CONFIG_FILE).stat().st_mtime
         )
         if not found:
             raise UserError(
@@ -154,10 +154,10 @@ def _base(known: argparse.Namespace, run_dir: Path) -> RunConfig:
             if getattr(known, name) is not None:
                 raise UserError(f"--resume goes on with the run's own settings; leave --{name} out.")
         try:
-            saved = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["config"]
-        except (OSError, ValueError, KeyError):
+            saved = dict(json.loads((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))["config"])
+        except (OSError, ValueError, KeyError, TypeError):
             raise UserError(
-                f"{run_dir} holds no run to resume (no readable config.json); check --run-name and --runs."
+                f"{run_dir} holds no run to resume (no readable {CONFIG_FILE}); check --run-name and --runs."
             ) from None
         return from_plain(RunConfig, saved)
     cfg = preset(known.preset or DEFAULT)

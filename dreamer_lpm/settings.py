@@ -42,7 +42,9 @@ def from_plain(cls: type[T], data: Mapping[str, Any], base: T | None = None, whe
     inner: dict[str, dict[str, Any]] = {}
     for key, value in data.items():
         owner = next((n for n, t in flat.items() if key in {f.name for f in dataclasses.fields(t)}), None)
-        if key in fields:
+        if key in flat and isinstance(value, Mapping):
+            inner.setdefault(key, {}).update(value)
+        elif key in fields:
             changes[key] = _value(_plain_type(fields[key]), value, getattr(base, key), f"{where}{key}")
         elif owner is not None:
             inner.setdefault(owner, {})[key] = value
@@ -54,7 +56,7 @@ def from_plain(cls: type[T], data: Mapping[str, Any], base: T | None = None, whe
                 + (f"; did you mean '{where}{near[0]}'?" if near else f"; known are: {', '.join(known)}.")
             )
     for name, part in inner.items():
-        changes[name] = from_plain(flat[name], part, changes.get(name, getattr(base, name)), where)
+        changes[name] = from_plain(flat[name], part, getattr(base, name), where)
     return dataclasses.replace(base, **changes)  # type: ignore[type-var]
 
 

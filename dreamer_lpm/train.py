@@ -128,6 +128,9 @@ class RunConfig:
             least = 1 if isinstance(value, int) else 0
             if value < least:
                 raise UserError(f"{name} must be {least} or more, not {value}.")
+        rssm = self.agent.world.rssm
+        if rssm.deter % rssm.blocks:
+            raise UserError(f"world.rssm.deter {rssm.deter} must divide into {rssm.blocks} blocks; change either.")
         held = self.replay_capacity // self.num_envs
         if held <= self.seq_length:
             raise UserError(

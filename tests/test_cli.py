@@ -1,0 +1,485 @@
+"""The command line as users meet it: precedence, mistakes answered in one line, and the guide's command end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import pytest
+import torch
+
+from dreamer_lpm import cli
+from dreamer_lpm.evaluate import save_agent
+from dreamer_lpm.presets import PRESETS
+from dreamer_lpm.settings import to_plain
+from dreamer_lpm.train import Report, RunConfig, Stopped
+from tests.test_evaluate import CONTINUOUS, make_agent
+from tests.tiny_run import TINY, WITH_TV, write_config
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the commands are started."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Trained(list[tuple[RunConfig, Path, bool]]):
+    """Calls of ``train``, which does nothing here."""
+
+    def __call__(self, cfg: RunConfig, run_dir: Path, *, resume: bool = False) -> Report:
+        self.append((cfg, run_dir, resume))
+        summary: dict[str, Any] = {"eval_return_mean": 1.0, "eval_returns": [1.0], "tv_share": None}
+        summary |= {"wall_seconds": 1.0, "updates": 1, "peak_memory_bytes": 1}
+        return Report(summary, run_dir / "agent_lpm.pth", run_dir / "video.mp4", run_dir / "curves.png")
+
+    @property
+    def cfg(self) -> RunConfig:
+        [(cfg, _, _)] = self
+        return cfg
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
+    calls = Trained()
+    monkeypatch.setattr(cli, "train", calls)
+    return calls
+
+
+def run(*args: str) -> int:
+    """``dreamer-lpm train ...`` in this process; argparse and tyro leave by SystemExit."""
+    try:
+        return cli.main(["train", *args])
+    except SystemExit as left:
+        return int(str(left.code))
+
+
+# --- precedence -------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_said_is_the_tiny_preset(trained: Trained) -> None:
+    assert run() == 0
+    assert trained.cfg == PRESETS["tiny"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_by_name(trained: Trained, name: str) -> None:
+    assert run("--preset", name) == 0
+    assert trained.cfg == PRESETS[name]
+
+
+FILES = {
+    "mine.toml": 'steps = 11\nlpm_eta = 0.5\nnoisy_tv = true\n[tv]\ncontrol = "off"\n[world.rssm]\ndeter = 64\n',
+    "mine.yaml": "steps: 11\nlpm_eta: 5e-1\nnoisy_tv: true\ntv:\n  control: off\nworld: {rssm: {deter: 64}}\n",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flag_wins_over_the_file_and_the_file_over_the_preset(trained: Trained, folder: Path, name: str) -> None:
+    (folder / name).write_text(FILES[name])
+    base = PRESETS["small"]
+    assert run("--preset", "small", "--config", name, "--steps", "12", "--world.rssm.hidden", "32") == 0
+    rssm = replace(base.agent.world.rssm, deter=64, hidden=32)
+    agent = replace(base.agent, lpm_eta=0.5, world=replace(base.agent.world, rssm=rssm))
+    assert trained.cfg == replace(base, steps=12, noisy_tv=True, tv=replace(base.tv, control="off"), agent=agent)
+
+
+def test_the_guides_command(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_leave_where_started", lambda report: report)
+    assert cli.train_lpm(["--steps", "10000", "--noisy-tv"]) == 0
+    assert trained.cfg == replace(PRESETS["tiny"], steps=10000, noisy_tv=True)
+
+
+def test_all_that_the_guide_names_can_be_said(trained: Trained) -> None:
+    words = (
+        "--env-name CartPole-v1 --noisy-tv --tv-images photos --curiosity lpm_guide --lpm-eta 0.5 --seed 3 "
+        "--batch-size 8 --wandb --wandb-project p --wandb-entity e --wandb-run-name n --run-name mine --runs elsewhere"
+    )
+    assert run(*words.split()) == 0
+    [(cfg, run_dir, resume)] = trained
+    agent = replace(RunConfig().agent, curiosity="lpm_guide", lpm_eta=0.5)
+    assert cfg == RunConfig(
+        env_name="CartPole-v1", noisy_tv=True, tv_images="photos", seed=3, batch_size=8, agent=agent,
+        wandb=True, wandb_project="p", wandb_entity="e", wandb_run_name="n",
+    )  # fmt: skip
+    assert (run_dir, resume) == (Path("elsewhere/mine"), False)
+
+
+def test_a_run_without_a_name_is_called_after_the_time(trained: Trained) -> None:
+    run()
+    [(_, run_dir, _)] = trained
+    assert re.fullmatch(r"runs/\d{8}-\d{6}", str(run_dir))
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """What stderr says, which must be one line."""
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+MISTAKES = [
+    ("--preset huge", "Unknown preset 'huge'; choose one of: tiny, small"),
+    ("--config none.toml", "The config file none.toml does not exist."),
+    (
+        "--config tiny.toml --env-name Pendulumm-v1",
+        "There is no environment called Pendulumm-v1; did you mean",
+    ),
+    ("--config tiny.toml --curiosity lmp", "Unknown curiosity 'lmp'; choose one of: none, prediction_error, lpm"),
+    ("--config tiny.toml --noisy-tv --tv-images tele", "unknown TV source 'tele': use one of auto, cifar10, photos"),
+    ("--config tiny.toml --noisy-tv --tv-images folder:none", "there is no folder none"),
+    ("--config tiny.toml --time-limit 0", "time limit must be at least 1"),
+    ("--config tiny.toml --replay-capacity 999999999999999", "does not fit into memory; lower replay_capacity"),
+    ("--config tiny.toml --batch-size 999999999999999", "Out of memory; lower batch_size"),
+    ("--config tiny.toml --runs tiny.toml", "Not a directory"),
+    ("--lpm-eta nan", "'lpm_eta' must be a finite number, not nan."),
+    ("--update-every inf", "'update_every' must be a finite number, not inf."),
+    ("--run-name ../x", "--run-name may hold letters, digits"),
+    ("--run-name ''", "--run-name may hold letters, digits"),
+    ("--run-name a/b", "--run-name may hold letters, digits"),
+    ("--run-name -", "--run-name may hold letters, digits"),
+    ("--run-name .hidden", "--run-name may hold letters, digits"),
+    ("--resume", "There is no run in runs to resume; start one without --resume"),
+    ("--resume --runs none", "There is no run in none to resume"),
+    ("--resume --run-name none", "runs/none holds no run to resume"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    words: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_config(folder, steps=60)
+    assert run(*shlex.split(words)) == 2
+    assert message in one_line(capsys)
+    if "batch-size" not in words:  # memory runs out while learning
+        assert [path.name for path in folder.iterdir()] == ["tiny.toml"]
+
+
+FILE_MISTAKES = {
+    "typo.toml": ("stesp = 3", "Unknown setting 'stesp'; did you mean 'steps'?"),
+    "typo.yaml": ("tv: {trigerr: remote}", "Unknown setting 'tv.trigerr'; did you mean 'tv.trigger'?"),
+    "deep.toml": ("world.rssm.detre = 3", "Unknown setting 'world.rssm.detre'; did you mean 'world.rssm.deter'?"),
+    "type.toml": ('steps = "many"', "'steps' must be a whole number, not 'many'."),
+    "bool.yaml": ("steps: true", "'steps' must be a whole number, not True."),
+    "nan.toml": ("lpm_eta = nan", "'lpm_eta' must be a finite number, not nan."),
+    "nan.yaml": ("lpm_eta: .nan", "'lpm_eta' must be a finite number, not nan."),
+    "range.toml": ("steps = 0", "steps must be above 0, not 0."),
+    "blocks.toml": ("world.rssm.blocks = 3", "world.rssm.deter 256 must divide into 3 blocks; change either."),
+    "size.toml": ("world.depth = 0", "world.depth must be 1 or more, not 0."),
+    "tv.toml": ("tv.threshold = 2", "TV threshold 2.0 can never be passed"),
+    "trigger.toml": ('tv.trigger = "magic"', "'tv.trigger' must be one of action, remote, passive, always"),
+    "code.yaml": ("steps: !!python/object/apply:os.getcwd []", "could not determine a constructor for the tag"),
+    "lines.yaml": ('"two\\nlines": 3', "Unknown setting 'two lines'"),
+}
+
+
+@pytest.mark.parametrize("name", FILE_MISTAKES)
+def test_a_mistake_in_a_file_is_one_line(
+    name: str, folder: Path, capsys: pytest.CaptureFixture[str], trained: Trained
+) -> None:
+    text, message = FILE_MISTAKES[name]
+    (folder / name).write_text(text)
+    assert run("--config", name) == 2
+    assert message in one_line(capsys)
+    assert trained == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--stepz 3", "--steps"),
+        ("--steps abc", "abc"),
+        ("--steps 0", "steps must be above 0, not 0"),
+        ("--device tpu", "cpu"),
+        ("3", "3"),
+        ("--config", "--config"),
+    ],
+)
+def test_a_flag_that_cannot_be_is_answered_with_help(
+    words: str, message: str, capsys: pytest.CaptureFixture[str], trained: Trained
+) -> None:
+    assert run(*words.split()) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "dreamer-lpm train" in captured.err
+    assert "Traceback" not in captured.err
+    assert (captured.out, trained) == ("", [])
+
+
+@pytest.mark.parametrize("args", [[], ["nonsense"], ["--nonsense"]])
+def test_no_command(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(args) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("usage: dreamer-lpm {train,eval,bench}")
+    assert captured.out == ""
+
+
+def test_ctrl_c_before_there_is_anything_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> Report:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "train", interrupted)
+    assert run() == 130
+
+
+# --- stop and resume --------------------------------------------------------------------------------------------------
+
+
+def saved_run(run_dir: Path, cfg: RunConfig = TINY) -> Path:
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.json").write_text(json.dumps({"config": to_plain(cfg)}))
+    return run_dir
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("entry", ["train_lpm", "main"])
+@pytest.mark.parametrize("runs", [None, "my runs"])
+def test_the_way_to_go_on_is_a_command_that_works(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    signum: signal.Signals,
+    entry: str,
+    runs: str | None,
+) -> None:
+    def stopped(*args: Any, **kwargs: Any) -> Report:
+        raise Stopped(signum)
+
+    monkeypatch.setattr(cli, "train", stopped)
+    where = [] if runs is None else ["--runs", runs]
+    commands = {"train_lpm": (cli.train_lpm, []), "main": (cli.main, ["train"])}
+    command, first = commands[entry]
+    assert command([*first, "--run-name", "mine", "--seed", "3", *where]) == 128 + signum
+    said = capsys.readouterr().out
+    assert f"Stopped and saved ({signum.name})." in said
+    again = shlex.split(said.split("Go on with: ")[1])
+    script = ["python3", "train_lpm.py"] if entry == "train_lpm" else ["dreamer-lpm", "train"]
+    assert again[:2] == script
+
+    saved_run(Path(runs or "runs") / "mine", replace(TINY, seed=3))
+    calls = Trained()
+    monkeypatch.setattr(cli, "train", calls)
+    monkeypatch.setattr(cli, "_leave_where_started", lambda report: report)
+    assert command([*first, *again[2:]]) == 0
+    assert calls == [(replace(TINY, seed=3), Path(runs or "runs") / "mine", True)]
+
+
+def test_resume_takes_the_newest_run(trained: Trained) -> None:
+    for age, name in enumerate(("old", "new", "older")):
+        os.utime(saved_run(Path("runs") / name, replace(TINY, seed=age)) / "config.json", (0, [1000, 2000, 500][age]))
+    assert run("--resume") == 0
+    assert trained == [(replace(TINY, seed=1), Path("runs/new"), True)]
+
+
+def test_a_finished_run_may_go_further_and_log_elsewhere(trained: Trained) -> None:
+    saved_run(Path("runs/mine"))
+    assert run("--resume", "--run-name", "mine", "--steps", "999", "--wandb", "--log-every", "7") == 0
+    assert trained.cfg == replace(TINY, steps=999, wandb=True, log_every=7)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--seed 3", "A resumed run keeps its settings, and 'seed' differs; leave that option out"),
+        ("--lpm-eta 3", "A resumed run keeps its settings, and 'agent' differs"),
+        ("--noisy-tv", "'noisy_tv' differs"),
+        ("--preset small", "--resume goes on with the run's own settings; leave --preset out."),
+        ("--config tiny.toml", "--resume goes on with the run's own settings; leave --config out."),
+    ],
+)
+def test_a_resumed_run_keeps_its_settings(
+    words: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str], trained: Trained
+) -> None:
+    write_config(folder)
+    saved_run(Path("runs/mine"))
+    assert run("--resume", "--run-name", "mine", *words.split()) == 2
+    assert message in one_line(capsys)
+    assert trained == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"config": 3}', '{"config": {"stepz": 3}}'])
+def test_a_run_whose_config_is_damaged(content: str, capsys: pytest.CaptureFixture[str], trained: Trained) -> None:
+    (saved_run(Path("runs/mine")) / "config.json").write_text(content)
+    assert run("--resume", "--run-name", "mine") == 2
+    one_line(capsys)
+    assert trained == []
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def help_of(capsys: pytest.CaptureFixture[str], command: Any, args: Sequence[str]) -> str:
+    with pytest.raises(SystemExit) as left:
+        command(args)
+    assert left.value.code == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return str(captured.out)
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_the_guides_options(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(capsys, cli.train_lpm, [flag])
+    assert text.startswith("usage: train_lpm.py [OPTIONS]")
+    options = "steps noisy-tv env-name curiosity lpm-eta seed batch-size device wandb wandb-project wandb-entity"
+    options += " wandb-run-name config preset run-name resume runs tv-images data-dir eval-every"
+    missing = [name for name in options.split() if not re.search(rf"--{name}\b", text)]
+    assert missing == []
+
+
+def test_help_shows_the_defaults_of_the_preset_and_needs_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(capsys, cli.main, ["train", "--resume", "--preset", "12m", "--help"])
+    assert "dreamer-lpm train [OPTIONS]" in text
+    assert f"(default: {PRESETS['12m'].agent.world.rssm.deter})" in text
+
+
+def test_help_of_eval_and_of_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--episodes" in help_of(capsys, cli.main, ["eval", "--help"])
+    assert cli.main(["--help"]) == 0
+    assert {"train", "eval", "bench"} <= set(capsys.readouterr().out.split())
+
+
+# --- eval -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def agent_file(folder: Path) -> Path:
+    path = folder / "agent_lpm.pth"
+    save_agent(path, make_agent(CONTINUOUS), {"run": to_plain(replace(WITH_TV, time_limit=8))})
+    return path
+
+
+def frames(video: Path) -> int:
+    """How many pictures a decoder finds."""
+    return int(imageio_ffmpeg.count_frames_and_secs(str(video))[0])
+
+
+def test_eval_prints_a_table_and_saves_a_video(
+    agent_file: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["eval", "agent_lpm.pth", "--episodes", "3", "--video", "films/mine.mp4"]) == 0
+    out = capsys.readouterr().out
+    assert "agent_lpm.pth in Pendulum-v1" in out
+    rows = [re.findall(r"-?\d+(?:\.\d+)?%?|mean", line) for line in out.splitlines() if re.search(r"\d%", line)]
+    assert [row[0] for row in rows] == ["0", "1", "2", "mean"]
+    returns = [float(row[1]) for row in rows]
+    assert all(-8 * 16.3 < value < 0 for value in returns)
+    assert returns[3] == pytest.approx(sum(returns[:3]) / 3, abs=0.1)
+    assert all(row[2] == "8" for row in rows)
+    assert "video: films/mine.mp4" in out
+    assert frames(folder / "films" / "mine.mp4") >= 9
+
+
+def test_eval_without_the_tv_needs_no_pictures(
+    agent_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*args: Any) -> Any:
+        raise AssertionError("no pictures are shown")
+
+    monkeypatch.setattr(cli, "load_images", none)
+    assert cli.main(["eval", "agent_lpm.pth", "--episodes", "1", "--tv", "off"]) == 0
+    assert re.search(r"mean.*\b0%", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["none.pth"], "none.pth does not exist; train one first"),
+        (["text.pth"], "text.pth is not an agent file of Dreamer-LPM, or it is damaged"),
+        (["agent_lpm.pth", "--episodes", "0"], "--episodes must be at least 1, not 0."),
+        (["agent_lpm.pth", "--device", "tpu"], "Device 'tpu' is not available here"),
+        (["strange.pth"], "strange.pth does not say which run it is from"),
+    ],
+)
+def test_a_mistake_in_eval_is_one_line(
+    args: list[str], message: str, agent_file: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "text.pth").write_text("an agent")
+    torch.save({**torch.load(agent_file, weights_only=True), "about": {}}, folder / "strange.pth")
+    assert cli.main(["eval", *args]) == 2
+    assert message in one_line(capsys)
+
+
+# --- the whole path, as processes -------------------------------------------------------------------------------------
+
+
+def process(folder: Path, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "SDL_VIDEODRIVER": "dummy", **env},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_the_guides_path(folder: Path) -> None:
+    """train_lpm.py, then eval: the files lie where the guide says, and nothing is said on stderr."""
+    write_config(folder, env_name="Pendulum-v1", steps=100)
+    done = process(folder, str(ROOT / "train_lpm.py"), "--config", "tiny.toml", "--noisy-tv", "--run-name", "mine")
+    assert (done.returncode, done.stderr) == (0, "")
+    left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    run_dir = folder / "runs" / "mine"
+    [events] = (run_dir / "tensorboard").iterdir()
+    [piece] = (run_dir / "replay").glob("rows_*.npz")
+    assert left == {
+        "tiny.toml", "agent_lpm.pth", "videos/eval_iter_100_ep_0.mp4", f"runs/mine/tensorboard/{events.name}",
+        *(f"runs/mine/{name}" for name in (
+            "config.json", "metrics.jsonl", "summary.json", "curves.png", "agent_lpm.pth",
+            "videos/eval_iter_100_ep_0.mp4", f"replay/{piece.name}",
+            *(f"checkpoints/step_000000100/{name}" for name in ("manifest.json", "state.pt", "state.json")),
+        )),
+    }  # fmt: skip
+    for name in ("agent_lpm.pth", "videos/eval_iter_100_ep_0.mp4"):
+        assert (folder / name).read_bytes() == (run_dir / name).read_bytes()
+    assert frames(folder / "videos" / "eval_iter_100_ep_0.mp4") >= 11
+    assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    said = done.stdout
+    for line in (
+        rf"return +{summary['eval_return_mean']:.1f} \(mean of 2 evaluation episodes",
+        rf"TV share +{summary['tv_share']:.0%} of the training steps \(chance 25%; pictures: static\)",
+        r"model +agent_lpm\.pth",
+        r"video +videos/eval_iter_100_ep_0\.mp4",
+        r"curves +runs/mine/curves\.png",
+        r"A TV shows static over the full frame",
+    ):
+        assert re.search(line, said), (line, said)
+
+    evaluated = process(folder, "-m", "dreamer_lpm", "eval", "agent_lpm.pth", "--episodes", "2")
+    assert (evaluated.returncode, evaluated.stderr) == (0, "")
+    assert frames(folder / "videos" / "eval.mp4") >= 11
+
+    again = process(folder, "-m", "dreamer_lpm", "train", "--config", "tiny.toml", "--run-name", "mine")
+    assert again.returncode == 2
+    assert again.stderr == "error: runs/mine already holds a run: go on with --resume, or choose another --run-name.\n"
+
+
+def test_weights_and_biases_offline(folder: Path) -> None:
+    pytest.importorskip("wandb")
+    write_config(folder, steps=60)
+    words = ["train", "--config", "tiny.toml", "--run-name", "mine", "--wandb", "--wandb-project", "p"]
+    done = process(folder, "-m", "dreamer_lpm", *words, WANDB_MODE="offline", WANDB_SILENT="true")
+    assert done.returncode == 0, done.stderr
+    [log] = (folder / "runs" / "mine").glob("wandb/offline-run-*/*.wandb")
+    assert log.stat().st_size > 0
+    assert not (folder / "wandb").exists()

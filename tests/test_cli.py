@@ -421,10 +421,12 @@ def test_a_mistake_in_eval_is_one_line(
 
 def process(folder: Path, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    # A test that used W&B in this process left the address of its service here, which then would write for the child.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     return subprocess.run(
         [sys.executable, *command],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "SDL_VIDEODRIVER": "dummy", **env},
+        env={**inherited, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "SDL_VIDEODRIVER": "dummy", **env},
         capture_output=True,
         text=True,
         timeout=240,

@@ -192,15 +192,19 @@ def test_the_comparison_sees_a_single_bit(tmp_path: Path, uninterrupted: dict[st
     assert any("/tensors/agent" in where for where in different)
 
 
-def test_only_one_signal_is_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_signal_is_held_back() -> None:
     """The second one does what it always did, for those who cannot wait."""
-    before = signal.getsignal(signal.SIGINT)
-    with train_module._Signals() as signals:
-        signal.raise_signal(signal.SIGINT)
-        assert signals.caught == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
+    # Shells start background jobs with SIGINT ignored; this test then has to bring Python's own handler.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with train_module._Signals() as signals:
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+            assert signals.caught == signal.SIGINT
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_resume_needs_a_run_and_a_start_needs_none(tmp_path: Path) -> None:

@@ -131,6 +131,20 @@ def test_killed_after_a_checkpoint_and_resumed_equals_uninterrupted(
     assert differences(everything(tmp_path), want) == []
 
 
+def test_a_memory_overwritten_on_the_way_to_a_checkpoint_comes_back_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, dict[str, Any]]
+) -> None:
+    """The first checkpoint holds the last 70 of some 100 rows, the second the few that came after it."""
+    cfg = replace(RUNS["remote"], checkpoint_every=90)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 115)
+        with pytest.raises(Stopped):
+            train(cfg, tmp_path)
+    assert len(checkpoint.checkpoints(tmp_path)) == 2
+    train(cfg, tmp_path, resume=True)
+    assert differences(everything(tmp_path), uninterrupted["remote"]) == []
+
+
 def test_killed_before_the_first_checkpoint_begins_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, dict[str, Any]]
 ) -> None:

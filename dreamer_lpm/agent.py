@@ -30,6 +30,8 @@ class AgentConfig:
     """Which bonus: none, prediction_error, lpm, lpm_guide or lpm_dual."""
     lpm_eta: float = 1.0
     """Strength of curiosity: reward += lpm_eta * bonus. Larger is more curious, smaller more task-driven, 0 is off."""
+    extrinsic: float = 1.0
+    """Weight of the task's reward in dreams; 0 leaves curiosity alone (reward-free)."""
     world_lr: float = 3e-4
     actor_lr: float = 1e-4
     critic_lr: float = 1e-4
@@ -146,7 +148,10 @@ class Agent(nn.Module):
         }
 
     def _dream(self, batch: Batch, latents: Latent) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Imagine from some of the replayed states and score the dream: extrinsic + lpm_eta * bonus."""
+        """Imagine from some of the replayed states and score the dream.
+
+        reward = cfg.extrinsic * task's reward + cfg.lpm_eta * bonus
+        """
         count = batch.reward.numel()
         pick = torch.randperm(count, generator=self.generator, device=self.device)[: self.cfg.behavior.starts]
         start = Latent(latents.deter.flatten(0, 1)[pick], latents.stoch.flatten(0, 1)[pick])
@@ -158,7 +163,7 @@ class Agent(nn.Module):
             mask = torch.ones(dream.action.shape[:-1], dtype=torch.bool, device=self.device)
             bonus = self.curiosity.reward(Transition(dream.feat[:-1], dream.action, dream.feat[1:], mask))
             extrinsic = self.world.reward(dream.feat[1:])
-            reward = extrinsic + self.cfg.lpm_eta * bonus
+            reward = self.cfg.extrinsic * extrinsic + self.cfg.lpm_eta * bonus
             cont = self.world.cont(dream.feat[1:])
         alive = ~batch.is_terminal.flatten()[pick]
         losses = self.behavior.loss(dream.feat, dream.sampled, reward, cont, alive)

@@ -266,10 +266,13 @@ def test_every_trained_weight_is_trained(curiosity: str) -> None:
 class Spied:
     """One update of an agent whose bonus is a known function, with what reached the behavior and the curiosity."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, lpm_eta: float, starts: int = 8) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, lpm_eta: float, starts: int = 8, extrinsic: float = 1.0
+    ) -> None:
         self.batch = random_batch()
         self.agent = make_agent("lpm_guide", lpm_eta)
-        self.agent.cfg = replace(self.agent.cfg, behavior=replace(self.agent.cfg.behavior, starts=starts))
+        behavior_cfg = replace(self.agent.cfg.behavior, starts=starts)
+        self.agent.cfg = replace(self.agent.cfg, behavior=behavior_cfg, extrinsic=extrinsic)
         last: nn.Linear = self.agent.world.reward.net[-1]  # type: ignore[assignment]
         nn.init.normal_(last.weight, std=0.1, generator=torch.Generator().manual_seed(0))
         self.asked: list[Transition] = []
@@ -297,16 +300,16 @@ class Spied:
         self.agent.update(self.batch)
 
 
-@pytest.mark.parametrize("lpm_eta", [1.0, 0.3, 0.0])
+@pytest.mark.parametrize(("lpm_eta", "extrinsic"), [(1.0, 1.0), (0.3, 1.0), (0.0, 1.0), (1.0, 0.0), (0.3, 2.5)])
 def test_a_dream_pays_the_extrinsic_reward_and_eta_times_the_bonus(
-    monkeypatch: pytest.MonkeyPatch, lpm_eta: float
+    monkeypatch: pytest.MonkeyPatch, lpm_eta: float, extrinsic: float
 ) -> None:
     """Bonus of a step: for the state it is taken in, the action as executed, the state it leads to; with its sign."""
-    x = Spied(monkeypatch, lpm_eta)
+    x = Spied(monkeypatch, lpm_eta, extrinsic=extrinsic)
     executed = x.sampled.clamp(-1, 1)
     bonus = x.feat[:-1].sum(-1) + 10 * executed.sum(-1) + 100 * x.feat[1:].sum(-1)
     assert x.extrinsic.abs().min() > 0
-    torch.testing.assert_close(x.reward, x.extrinsic + lpm_eta * bonus)
+    torch.testing.assert_close(x.reward, extrinsic * x.extrinsic + lpm_eta * bonus)
     dream = x.asked[0]
     assert dream.target is None and dream.predicted is None, "in a dream nothing is seen"  # noqa: PT018
     assert dream.mask.all()

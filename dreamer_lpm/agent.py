@@ -47,11 +47,21 @@ class Carry(NamedTuple):
     action: Tensor
 
 
+class Felt(NamedTuple):
+    """What the world model felt in the last update, detached: for whoever measures, never for what learns."""
+
+    replayed: Tensor  # (B, T, F) of the replayed frames
+    dreamed: Tensor  # (H, S, F) of the states that S dreams of H steps went through, their start left out
+
+
 class Agent(nn.Module):
     """Joins the three parts.
 
-    All randomness comes from ``generator``, which is part of the state that survives a restart.
+    All randomness comes from ``generator``, which is part of the state that survives a restart. ``felt`` holds the
+    features of the last update, and is no part of that state.
     """
+
+    felt: Felt
 
     def __init__(
         self,
@@ -128,7 +138,7 @@ class Agent(nn.Module):
             world = {k: v.mean() for k, v in lesson.losses.items()}
             seen = _transitions(batch, lesson)
             curiosity = self.curiosity.loss(seen)
-            behavior, dream_metrics = self._dream(batch, lesson.latents.detach())
+            behavior, dream_metrics, dreamed = self._dream(batch, lesson.latents.detach())
         scalars = {**world, **curiosity, **behavior}
         total = torch.stack([x.float() for x in scalars.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -138,6 +148,7 @@ class Agent(nn.Module):
         }
         self.optimizer.step()
         self.behavior.critic.follow()
+        self.felt = Felt(lesson.latents.feat.detach().float(), dreamed.detach().float())
         with torch.no_grad():
             bonus = self.curiosity.reward(replace(seen, target=None, predicted=None))
         return {
@@ -147,7 +158,7 @@ class Agent(nn.Module):
             **_tv_metrics(batch, lesson, bonus, seen.mask),
         }
 
-    def _dream(self, batch: Batch, latents: Latent) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _dream(self, batch: Batch, latents: Latent) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """Imagine from some of the replayed states and score the dream.
 
         reward = cfg.extrinsic * task's reward + cfg.lpm_eta * bonus
@@ -172,7 +183,7 @@ class Agent(nn.Module):
             "dream/bonus": bonus.mean(),
             "dream/return_range": self.behavior.range.scale,
         }
-        return {k: v.mean() for k, v in losses.items()}, metrics
+        return {k: v.mean() for k, v in losses.items()}, metrics, dream.feat[1:]
 
 
 def _transitions(batch: Batch, lesson: Lesson) -> Transition:

@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from dreamer_lpm.envs.coverage import Grid, grid_of
 from dreamer_lpm.envs.wrappers import action_spec, env_name
 from dreamer_lpm.types import ActionSpec, UserError
 
@@ -45,6 +46,7 @@ class Envs:
     Attributes:
         action_spec: what ``step`` wants.
         env_steps: env steps taken by all N together, with action repeat; resets do not count.
+        grid: over the env's own state, to measure coverage with; None where nobody has drawn one.
 
     Raises:
         UserError: from the methods too, if an env breaks the contract; the message names env, episode and step.
@@ -57,6 +59,7 @@ class Envs:
         self.env_steps = 0
         self._lanes = [_Lane(make(), index, seed) for index in range(num_envs)]
         self.action_spec: ActionSpec = self._lanes[0].action_spec
+        self.grid: Grid | None = grid_of(self._lanes[0].env)
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -83,6 +86,10 @@ class Envs:
         cells = [lane.step(action) for lane, action in zip(self._lanes, actions, strict=True)]
         self.env_steps += sum(cell.env_steps for cell in cells)
         return _stack(cells)
+
+    def cells(self) -> list[int]:
+        """The cell of ``grid`` that each env is in now; empty without a grid."""
+        return [self.grid.cell(lane.env) for lane in self._lanes] if self.grid else []
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, lists and dicts only (JSON): per env the episode, its actions so far, and whether it has ended."""

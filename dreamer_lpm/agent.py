@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamer_lpm.behavior import Behavior, BehaviorConfig
-from dreamer_lpm.curiosity import CuriosityConfig, Dims, Transition, build_curiosity
+from dreamer_lpm.curiosity import CuriosityConfig, Dims, Transition, build_curiosity, reads_embeddings
 from dreamer_lpm.nets import masked_mean
 from dreamer_lpm.types import ActionSpec, Batch
 from dreamer_lpm.world import Latent, Lesson, WorldConfig, WorldModel
@@ -27,7 +27,8 @@ class AgentConfig:
     behavior: BehaviorConfig = field(default_factory=BehaviorConfig)
     bonus: CuriosityConfig = field(default_factory=CuriosityConfig)
     curiosity: str = "lpm"
-    """Which bonus: none, prediction_error, lpm, lpm_guide or lpm_dual."""
+    """Which bonus: none, prediction_error, icm, rnd, disagreement, ama, lbs, gamma_progress, lpm, lpm_guide, lpm_dual
+    or lpm_optimistic; or a weighted sum, such as lpm_dual+0.5*disagreement."""
     lpm_eta: float = 1.0
     """Strength of curiosity: reward += lpm_eta * bonus. Larger is more curious, smaller more task-driven, 0 is off."""
     extrinsic: float = 1.0
@@ -82,6 +83,7 @@ class Agent(nn.Module):
             self.world = WorldModel(cfg.world, spec, size)
             self.behavior = Behavior(cfg.behavior, self.world.rssm.feat_size, spec)
             self.curiosity = build_curiosity(cfg.curiosity, cfg.bonus, Dims(self.world.rssm.feat_size, spec.size))
+        self._embeds = reads_embeddings(self.curiosity)
         self.to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         parts: list[tuple[str, nn.Module, float]] = [
@@ -136,7 +138,7 @@ class Agent(nn.Module):
         with self.autocast():
             lesson = self.world.loss(batch, self.generator)
             world = {k: v.mean() for k, v in lesson.losses.items()}
-            seen = _transitions(batch, lesson)
+            seen = self._transitions(batch, lesson)
             curiosity = self.curiosity.loss(seen)
             behavior, dream_metrics, dreamed = self._dream(batch, lesson.latents.detach())
         scalars = {**world, **curiosity, **behavior}
@@ -150,13 +152,27 @@ class Agent(nn.Module):
         self.behavior.critic.follow()
         self.felt = Felt(lesson.latents.feat.detach().float(), dreamed.detach().float())
         with torch.no_grad():
-            bonus = self.curiosity.reward(replace(seen, target=None, predicted=None))
+            bonus = self.curiosity.reward(seen.unseen())
         return {
             **{f"loss/{k}": v.detach() for k, v in scalars.items()},
             **norms,
             **dream_metrics,
             **_tv_metrics(batch, lesson, bonus, seen.mask),
         }
+
+    @torch.no_grad()
+    def _transitions(self, batch: Batch, lesson: Lesson) -> Transition:
+        """The replayed steps as curiosity sees them: state t, the action that led to t+1, state t+1. (B, T-1)."""
+        feat = lesson.latents.detach().feat.float()
+        steps = Transition(
+            feat=feat[:, :-1], action=batch.action[:, 1:], next_feat=feat[:, 1:], mask=~batch.is_first[:, 1:],
+            target=lesson.target[:, 1:], predicted=lesson.predicted[:, 1:], frame=lesson.target[:, :-1],
+            kl=lesson.kl[:, 1:],
+        )  # fmt: skip
+        if not self._embeds:
+            return steps
+        expected = self.world.encoder(lesson.predicted[:, 1:] * 255)
+        return replace(steps, target_embed=lesson.embeds[:, 1:], predicted_embed=expected)
 
     def _dream(self, batch: Batch, latents: Latent) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """Imagine from some of the replayed states and score the dream.
@@ -184,15 +200,6 @@ class Agent(nn.Module):
             "dream/return_range": self.behavior.range.scale,
         }
         return {k: v.mean() for k, v in losses.items()}, metrics, dream.feat[1:]
-
-
-def _transitions(batch: Batch, lesson: Lesson) -> Transition:
-    """The replayed steps as curiosity sees them: state t, the action that led to t+1, state t+1. (B, T-1)."""
-    feat = lesson.latents.detach().feat.float()
-    return Transition(
-        feat=feat[:, :-1], action=batch.action[:, 1:], next_feat=feat[:, 1:], mask=~batch.is_first[:, 1:],
-        target=lesson.target[:, 1:], predicted=lesson.predicted[:, 1:],
-    )  # fmt: skip
 
 
 @torch.no_grad()

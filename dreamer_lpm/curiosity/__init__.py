@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dreamer_lpm.curiosity.ama import AMA
 from dreamer_lpm.curiosity.base import Dims, FitGate, IntrinsicReward, Losses, Transition, log_mse, mse
+from dreamer_lpm.curiosity.disagreement import Disagreement
+from dreamer_lpm.curiosity.error_space import ErrorSpaceName, reads_embeddings, reads_error_space
+from dreamer_lpm.curiosity.gamma_progress import GammaProgress
+from dreamer_lpm.curiosity.icm import ICM
+from dreamer_lpm.curiosity.lbs import LBS
 from dreamer_lpm.curiosity.lpm import LPM, ErrorPredictor, LPMDual, LPMGuide
+from dreamer_lpm.curiosity.lpm_optimistic import LPMOptimistic
 from dreamer_lpm.curiosity.none import NoBonus
 from dreamer_lpm.curiosity.prediction_error import PredictionError
-from dreamer_lpm.curiosity.wrappers import Distilled, Normalized
+from dreamer_lpm.curiosity.rnd import RND
+from dreamer_lpm.curiosity.wrappers import Distilled, Normalized, Sum
 from dreamer_lpm.types import UserError
 
 
@@ -18,34 +27,92 @@ class CuriosityConfig:
     """Sizes and rates that the bonuses share."""
 
     hidden: int = 256
-    """Width of the error predictor and of the distillation head."""
+    """Width of the error predictor and of the distillation head; members of an ensemble are a quarter as wide."""
     queue: int = 16384
     """Transitions in LPM's FIFO queue of earlier errors."""
     rate: float = 0.01
-    """Rate at which lpm_dual's delayed predictor follows."""
+    """Rate at which the delayed copies of lpm_dual, lpm_optimistic and gamma_progress follow."""
+    error_space: ErrorSpaceName = "frame"
+    """Where prediction_error, ama and the lpm kinds measure the error: frame (pixels), random (features of a frozen
+    random network), embedding (the encoder's) or kl (posterior against prior)."""
+    members: int = 5
+    """Networks in the ensembles of disagreement and lpm_optimistic."""
+    optimism: float = 1.0
+    """Weight of lpm_optimistic's uncertainty; at 0 it is lpm_dual with an ensemble."""
+
+    @property
+    def member_hidden(self) -> int:
+        """Width of an ensemble's member."""
+        return max(1, self.hidden // 4)
 
 
 Builder = Callable[[CuriosityConfig, Dims], IntrinsicReward]
 
+# Bonuses whose scale has no meaning are normalised; those in nats of log error are paid as they are.
 REGISTRY: dict[str, Builder] = {
     "none": lambda cfg, dims: NoBonus(),
-    "prediction_error": lambda cfg, dims: Normalized(PredictionError()),
-    "lpm": lambda cfg, dims: LPM(dims, cfg.hidden, cfg.queue),
-    "lpm_guide": lambda cfg, dims: LPMGuide(dims, cfg.hidden),
-    "lpm_dual": lambda cfg, dims: LPMDual(dims, cfg.hidden, cfg.rate),
+    "prediction_error": lambda cfg, dims: Normalized(PredictionError(cfg.error_space)),
+    "icm": lambda cfg, dims: Normalized(ICM(dims, cfg.hidden)),
+    "rnd": lambda cfg, dims: Normalized(RND(cfg.hidden)),
+    "disagreement": lambda cfg, dims: Normalized(Disagreement(dims, cfg.member_hidden, cfg.members)),
+    "ama": lambda cfg, dims: Normalized(AMA(dims, cfg.hidden, cfg.error_space)),
+    "lbs": lambda cfg, dims: Normalized(LBS()),
+    "gamma_progress": lambda cfg, dims: Normalized(GammaProgress(dims, cfg.hidden, cfg.rate)),
+    "lpm": lambda cfg, dims: LPM(dims, cfg.hidden, cfg.queue, cfg.error_space),
+    "lpm_guide": lambda cfg, dims: LPMGuide(dims, cfg.hidden, cfg.error_space),
+    "lpm_dual": lambda cfg, dims: LPMDual(dims, cfg.hidden, cfg.rate, cfg.error_space),
+    "lpm_optimistic": lambda cfg, dims: LPMOptimistic(
+        dims, cfg.member_hidden, cfg.rate, cfg.error_space, cfg.members, cfg.optimism
+    ),
 }
 
 
 def build_curiosity(name: str, cfg: CuriosityConfig, dims: Dims) -> IntrinsicReward:
-    """The bonus of that name, ready for dreams. Raises UserError when it is not registered."""
-    if name not in REGISTRY:
-        raise UserError(f"Unknown curiosity '{name}'; choose one of: {', '.join(REGISTRY)}.")
+    """The bonus of that name, ready for dreams, or a weighted sum such as ``lpm_dual+0.5*disagreement``.
+
+    Raises UserError when a name is not registered, the sum cannot be read, or nothing in it has an error to measure in
+    ``cfg.error_space``.
+    """
+    weights = _terms(name)
+    parts = {term: (weight, _ready(term, cfg, dims)) for term, weight in weights.items()}
+    bonus = parts[name][1] if name in parts else Sum(parts)
+    # No bonus at all is the baseline in every space.
+    if cfg.error_space != "frame" and not (reads_error_space(bonus) or isinstance(bonus, NoBonus)):
+        raise UserError(f"bonus.error_space {cfg.error_space} means nothing to '{name}'; leave it at frame.")
+    return bonus
+
+
+def _ready(name: str, cfg: CuriosityConfig, dims: Dims) -> IntrinsicReward:
     bonus = REGISTRY[name](cfg, dims)
     return Distilled(bonus, dims, cfg.hidden) if bonus.needs_target else bonus
 
 
+def _terms(text: str) -> dict[str, float]:
+    """Names and weights of ``lpm_dual+0.5*disagreement``."""
+    weights: dict[str, float] = {}
+    for term in text.split("+"):
+        weight, star, name = (part.strip() for part in term.rpartition("*"))
+        if name not in REGISTRY:
+            raise UserError(f"Unknown curiosity '{name}'; choose one of: {', '.join(REGISTRY)}.")
+        if name in weights:
+            raise UserError(f"Curiosity '{text}' names '{name}' twice; add up its weights.")
+        weights[name] = _weight(weight, text) if star else 1.0
+    return weights
+
+
+def _weight(word: str, text: str) -> float:
+    try:
+        weight = float(word)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise UserError(f"'{word}' is no weight in curiosity '{text}'; write a sum as lpm_dual+0.5*disagreement.")
+    return weight
+
+
 __all__ = [
-    "LPM", "REGISTRY", "CuriosityConfig", "Dims", "Distilled", "ErrorPredictor", "FitGate", "IntrinsicReward",
-    "LPMDual", "LPMGuide", "Losses", "NoBonus", "Normalized", "PredictionError", "Transition", "build_curiosity",
-    "log_mse", "mse",
+    "AMA", "ICM", "LBS", "LPM", "REGISTRY", "RND", "CuriosityConfig", "Dims", "Disagreement", "Distilled",
+    "ErrorPredictor", "FitGate", "GammaProgress", "IntrinsicReward", "LPMDual", "LPMGuide", "LPMOptimistic", "Losses",
+    "NoBonus", "Normalized", "PredictionError", "Sum", "Transition", "build_curiosity", "log_mse", "mse",
+    "reads_embeddings",
 ]  # fmt: skip

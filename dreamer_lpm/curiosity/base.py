@@ -15,10 +15,14 @@ Losses = dict[str, Tensor]
 class Transition:
     """One step from ``feat`` by ``action`` to ``next_feat``, for any leading shape (...).
 
-    It is replayed (B, T-1) or imagined (H, B), and a bonus need not know which. ``target`` is the frame really seen and
-    ``predicted`` what the world model had expected to see (the decoded prior, before the frame), both (..., 64, 64, 3)
-    in [0, 1]; both are None in dreams, where nothing is seen. ``mask`` (...) is false where an episode ended in
-    between: that is no transition, and its error means nothing.
+    It is replayed (B, T-1) or imagined (H, B), and a bonus need not know which. ``mask`` (...) is false where an
+    episode ended in between: that is no transition, and its error means nothing.
+
+    The rest is what was really seen, so all of it is None in dreams. ``target`` is the frame that came and
+    ``predicted`` what the world model had expected to see (the decoded prior, before the frame); ``frame`` is the one
+    that the action was taken in front of: all (..., 64, 64, 3) in [0, 1]. ``kl`` (...) >= 0 is KL(posterior || prior)
+    of ``next_feat`` in nats. ``target_embed`` and ``predicted_embed`` (..., E) are the encoder's views of the two
+    frames, and are computed only for a bonus that reads them.
     All tensors are detached: curiosity never trains the world model.
     """
 
@@ -28,6 +32,20 @@ class Transition:
     mask: Tensor
     target: Tensor | None = None
     predicted: Tensor | None = None
+    frame: Tensor | None = None
+    kl: Tensor | None = None
+    target_embed: Tensor | None = None
+    predicted_embed: Tensor | None = None
+
+    def unseen(self) -> Transition:
+        """The same step with nothing seen, as if it had been dreamed."""
+        return Transition(self.feat, self.action, self.next_feat, self.mask)
+
+
+def seen(x: Tensor | None) -> Tensor:
+    """That part of a replayed transition. In a dream it is not there, which is the bonus's mistake."""
+    assert x is not None, "this bonus needs what was really seen; wrap it in Distilled"
+    return x
 
 
 @dataclass(frozen=True)
@@ -42,7 +60,7 @@ class IntrinsicReward(nn.Module, ABC):
     """A bonus. Asking is not learning: only :meth:`loss` may change state."""
 
     needs_target: bool = False
-    """True: pays for frames really seen, so ``build_curiosity`` wraps it in ``Distilled`` to work in dreams."""
+    """True: pays for what was really seen, so ``build_curiosity`` wraps it in ``Distilled`` to work in dreams."""
 
     @abstractmethod
     def reward(self, t: Transition) -> Tensor:
@@ -66,9 +84,7 @@ def log_mse(t: Transition) -> Tensor:
 
 def mse(t: Transition) -> Tensor:
     """Mean squared error of the one-step prediction over pixels and channels, (...) >= 0."""
-    assert t.target is not None, "this bonus needs the frame really seen; wrap it in Distilled"
-    assert t.predicted is not None, "this bonus needs what was expected; wrap it in Distilled"
-    return (t.target - t.predicted).square().mean((-3, -2, -1))
+    return (seen(t.target) - seen(t.predicted)).square().mean((-3, -2, -1))
 
 
 class FitGate(nn.Module):

@@ -1,6 +1,6 @@
 """Learning Progress Motivation (Hou, An, Du: "Beyond Noisy-TVs", arXiv 2509.25438) and its relatives.
 
-    eps   = log( |o' - f(o, a)|^2 / dim )              error of the world model now
+    eps   = log( |o' - f(o, a)|^2 / dim )              error of the world model now (or in another error space)
     g     ~ E[eps of an earlier model | o, a]          the error predictor
     r     = g(o, a) - eps                              paid for error that has *fallen*
 
@@ -16,7 +16,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from dreamer_lpm.curiosity.base import Dims, FitGate, IntrinsicReward, Losses, Transition, log_mse
+from dreamer_lpm.curiosity.base import Dims, FitGate, IntrinsicReward, Losses, Transition
+from dreamer_lpm.curiosity.error_space import ErrorSpaceName, error_space
 from dreamer_lpm.nets import masked_mean
 from dreamer_lpm.types import UserError
 
@@ -56,8 +57,9 @@ class LPM(IntrinsicReward):
     weights: Tensor
     pushed: Tensor
 
-    def __init__(self, dims: Dims, hidden: int = 256, queue: int = 16384):
+    def __init__(self, dims: Dims, hidden: int = 256, queue: int = 16384, space: ErrorSpaceName = "frame"):
         super().__init__()
+        self.space = error_space(space)
         self.predictor = ErrorPredictor(dims.feat, dims.action, hidden)
         self.gate = FitGate()
         self.queue = queue
@@ -70,7 +72,7 @@ class LPM(IntrinsicReward):
     @torch.no_grad()
     def reward(self, t: Transition) -> Tensor:
         expected: Tensor = self.predictor(t.feat, t.action)
-        return self.gate.opened * (expected - log_mse(t))
+        return self.gate.opened * (expected - self.space.log_error(t))
 
     def loss(self, t: Transition) -> Losses:
         count = t.mask.numel()
@@ -85,7 +87,7 @@ class LPM(IntrinsicReward):
             self.gate.update(loss, (self.pushed >= self.queue).to(loss.dtype))
             self.feats[slots] = t.feat.flatten(0, -2)
             self.actions[slots] = t.action.flatten(0, -2)
-            self.errors[slots] = log_mse(t).flatten()
+            self.errors[slots] = self.space.log_error(t).flatten()
             self.weights[slots] = t.mask.flatten()
             self.pushed += count
         return {"error_predictor": loss}
@@ -100,17 +102,22 @@ class LPMGuide(IntrinsicReward):
 
     needs_target = True
 
-    def __init__(self, dims: Dims, hidden: int = 256):
+    def __init__(self, dims: Dims, hidden: int = 256, space: ErrorSpaceName = "frame"):
         super().__init__()
+        self.space = error_space(space)
         self.predictor = ErrorPredictor(dims.feat, dims.action, hidden)
 
     @torch.no_grad()
     def reward(self, t: Transition) -> Tensor:
         expected: Tensor = self.predictor(t.feat, t.action)
-        return expected - log_mse(t)
+        return expected - self.space.log_error(t)
 
     def loss(self, t: Transition) -> Losses:
-        return {"error_predictor": masked_mean((self.predictor(t.feat, t.action) - log_mse(t)).square(), t.mask)}
+        return {
+            "error_predictor": masked_mean(
+                (self.predictor(t.feat, t.action) - self.space.log_error(t)).square(), t.mask
+            )
+        }
 
 
 class LPMDual(IntrinsicReward):
@@ -121,8 +128,9 @@ class LPMDual(IntrinsicReward):
     Kin of gamma-Progress (Kim et al., arXiv 2007.07853).
     """
 
-    def __init__(self, dims: Dims, hidden: int = 256, rate: float = 0.01):
+    def __init__(self, dims: Dims, hidden: int = 256, rate: float = 0.01, space: ErrorSpaceName = "frame"):
         super().__init__()
+        self.space = error_space(space)
         self.now = ErrorPredictor(dims.feat, dims.action, hidden)
         self.before = copy.deepcopy(self.now).requires_grad_(False)
         self.gate = FitGate()
@@ -135,7 +143,7 @@ class LPMDual(IntrinsicReward):
         return self.gate.opened * (before - now)
 
     def loss(self, t: Transition) -> Losses:
-        loss = masked_mean((self.now(t.feat, t.action) - log_mse(t)).square(), t.mask)
+        loss = masked_mean((self.now(t.feat, t.action) - self.space.log_error(t)).square(), t.mask)
         with torch.no_grad():
             self.gate.update(loss, torch.ones_like(loss))
             rate = torch.where(self.gate.opened > 0, self.rate, 1.0)

@@ -1,9 +1,11 @@
-"""What can be put around a bonus: ``Distilled`` carries it into dreams, ``Normalized`` gives it a common scale."""
+"""Around a bonus: ``Distilled`` carries it into dreams, ``Normalized`` gives it a common scale, ``Sum`` mixes some."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamer_lpm.curiosity.base import Dims, IntrinsicReward, Losses, Transition
 from dreamer_lpm.nets import masked_mean, mlp
@@ -65,3 +67,28 @@ class Normalized(IntrinsicReward):
             self.mean.lerp_(masked_mean(bonus, t.mask), rate)
             self.moment.lerp_(masked_mean(bonus.square(), t.mask), rate)
         return self.inner.loss(t)
+
+
+class Sum(IntrinsicReward):
+    """Several bonuses at once: r = sum of weight * bonus. ``parts``: name -> (weight, bonus).
+
+    Each part learns from its own losses, which bear its name.
+    """
+
+    def __init__(self, parts: Mapping[str, tuple[float, IntrinsicReward]]):
+        super().__init__()
+        self.weights = {name: weight for name, (weight, _) in parts.items()}
+        self.parts = nn.ModuleDict({name: bonus for name, (_, bonus) in parts.items()})
+        self.needs_target = any(bonus.needs_target for _, bonus in parts.values())
+
+    def _bonus(self, name: str) -> IntrinsicReward:
+        bonus = self.parts[name]
+        assert isinstance(bonus, IntrinsicReward)
+        return bonus
+
+    @torch.no_grad()
+    def reward(self, t: Transition) -> Tensor:
+        return torch.stack([weight * self._bonus(name).reward(t) for name, weight in self.weights.items()]).sum(0)
+
+    def loss(self, t: Transition) -> Losses:
+        return {f"{name}/{k}": v for name in self.weights for k, v in self._bonus(name).loss(t).items()}

@@ -51,6 +51,8 @@ class Lesson(NamedTuple):
     target: Tensor  # (B, T, 64, 64, 3) the frames seen, in [0, 1]
     predicted: Tensor  # (B, T, 64, 64, 3) the frames as expected before they were seen
     look: Tensor  # (B, T) in [0, 1], how far the posterior looked at each frame
+    kl: Tensor  # (B, T) KL(posterior || prior) in nats, detached
+    embeds: Tensor  # (B, T, E) of the frames seen, detached
 
 
 class Dream(NamedTuple):
@@ -89,9 +91,10 @@ class WorldModel(nn.Module):
         target = batch.obs.float() / 255
         predicted = self.predict(latents)
         free = self.cfg.free_nats
+        dyn = categorical_kl(post.detach(), prior)
         losses = {
             "recon": look * self._robust((self.decoder(feat) - target).square().sum((-3, -2, -1))),
-            "dyn": self.cfg.dyn_scale * categorical_kl(post.detach(), prior).clamp(min=free),
+            "dyn": self.cfg.dyn_scale * dyn.clamp(min=free),
             "rep": self.cfg.rep_scale * categorical_kl(post, prior.detach()).clamp(min=free),
             "reward": self.reward.loss(feat, batch.reward),
             "cont": self.cont.loss(feat, batch.is_terminal),
@@ -100,7 +103,7 @@ class WorldModel(nn.Module):
             log_error = torch.log((predicted - target).square().mean((-3, -2, -1)) + 1e-8)
             losses["gate"] = self.rssm.gate.loss(latents.deter, log_error, batch.is_first)
         assert all(x.shape == (b, t) for x in losses.values()), {k: v.shape for k, v in losses.items()}
-        return Lesson(losses, latents, target, predicted, look)
+        return Lesson(losses, latents, target, predicted, look, dyn.detach(), embeds.detach())
 
     def _robust(self, error: Tensor) -> Tensor:
         """c log(1 + error / c): the squared error where it is small, its logarithm where it is large (...) -> (...).

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -25,16 +25,16 @@ from dreamer_lpm.curiosity import (
 from dreamer_lpm.types import ActionSpec
 
 CONFIG = CuriosityConfig(hidden=8, queue=40, rate=0.1)
-FEAT = 6
+FEAT, EMBED = 6, 5
 REPLAYED, DREAMED = (3, 5), (4, 7)  # (B, T-1), (H, B)
 CONTINUOUS, DISCRETE = ActionSpec("continuous", 2), ActionSpec("discrete", 3)
 
 
-def build(name: str, spec: ActionSpec = CONTINUOUS, seed: int = 0) -> IntrinsicReward:
+def build(name: str, spec: ActionSpec = CONTINUOUS, seed: int = 0, cfg: CuriosityConfig = CONFIG) -> IntrinsicReward:
     """A small fresh bonus of that name."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_curiosity(name, CONFIG, Dims(FEAT, spec.size))
+        return build_curiosity(name, cfg, Dims(FEAT, spec.size))
 
 
 def transition(seed: int, spec: ActionSpec = CONTINUOUS, shape: tuple[int, int] = REPLAYED) -> Transition:
@@ -52,13 +52,21 @@ def transition(seed: int, spec: ActionSpec = CONTINUOUS, shape: tuple[int, int] 
         mask=torch.rand(shape, generator=rng) > 0.25,
         target=target,
         predicted=target + wrong * (torch.rand(*shape, 64, 64, 3, generator=rng) - 0.5),
+        frame=torch.rand(*shape, 64, 64, 3, generator=rng),
+        kl=3 * torch.rand(shape, generator=rng),
+        target_embed=torch.randn(*shape, EMBED, generator=rng),
+        predicted_embed=torch.randn(*shape, EMBED, generator=rng),
     )
 
 
 def dream(seed: int, spec: ActionSpec = CONTINUOUS) -> Transition:
     """Imagined steps: nothing is seen, and nothing ends."""
-    t = transition(seed, spec, DREAMED)
-    return replace(t, target=None, predicted=None, mask=torch.ones(DREAMED, dtype=torch.bool))
+    return replace(transition(seed, spec, DREAMED).unseen(), mask=torch.ones(DREAMED, dtype=torch.bool))
+
+
+def everywhere(t: Transition, change: Callable[[Tensor], Tensor]) -> Transition:
+    """The transition with every tensor it has changed in that way."""
+    return replace(t, **{f.name: change(x) for f in fields(t) if (x := getattr(t, f.name)) is not None})
 
 
 def learn(bonus: IntrinsicReward, t: Transition, rate: float = 0.01) -> Losses:
@@ -101,19 +109,20 @@ def check_asking_changes_nothing(bonus: IntrinsicReward, spec: ActionSpec = CONT
     assert torch.equal(random, torch.random.get_rng_state()), "asking drew from the global generator"
     assert torch.equal(t.feat, kept.feat), "asking changed the features it was given"
     assert torch.equal(t.action, kept.action), "asking changed the actions it was given"
+    assert torch.equal(t.next_feat, kept.next_feat), "asking changed the next features it was given"
     assert not first.requires_grad, "the actor's loss could reach its parameters"
 
 
 def check_steps_stand_alone(bonus: IntrinsicReward, spec: ActionSpec = CONTINUOUS) -> None:
     """A step is paid the same whatever steps lie beside it, in (B, T-1) as in (H, B)."""
-    for t in (replace(transition(101, spec), target=None, predicted=None), dream(102, spec)):
+    for t in (transition(101, spec).unseen(), dream(102, spec)):
         paid = bonus.reward(t)
         assert paid.shape == t.mask.shape, (paid.shape, t.mask.shape)
         assert paid.dtype == torch.float32, paid.dtype
         assert paid.isfinite().all(), paid
         for i in range(t.mask.shape[0]):
             for j in range(t.mask.shape[1]):
-                alone = Transition(*(x[i : i + 1, j : j + 1] for x in (t.feat, t.action, t.next_feat, t.mask)))
+                alone = everywhere(t, lambda x, i=i, j=j: x[i : i + 1, j : j + 1])  # type: ignore[misc]
                 torch.testing.assert_close(bonus.reward(alone)[0, 0], paid[i, j], rtol=1e-4, atol=1e-5)
 
 
@@ -122,7 +131,6 @@ def check_borders_teach_nothing(bonus: IntrinsicReward, spec: ActionSpec = CONTI
     twin = copy.deepcopy(bonus)
     for seed in range(200, 210):
         t = transition(seed, spec)
-        assert t.predicted is not None
         assert not t.mask.all()
         losses, spoilt = learn(bonus, t), learn(twin, _with_garbage_at_borders(t))
         assert losses.keys() == spoilt.keys()
@@ -133,12 +141,11 @@ def check_borders_teach_nothing(bonus: IntrinsicReward, spec: ActionSpec = CONTI
 
 
 def _with_garbage_at_borders(t: Transition) -> Transition:
-    def spoil(x: Tensor | None) -> Tensor:
-        assert x is not None
+    def spoil(x: Tensor) -> Tensor:
         border = ~t.mask.reshape(t.mask.shape + (1,) * (x.dim() - 2))
         return torch.where(border, 100 * x + 7, x)
 
-    return Transition(spoil(t.feat), spoil(t.action), spoil(t.next_feat), t.mask, t.target, spoil(t.predicted))
+    return replace(everywhere(t, spoil), mask=t.mask)
 
 
 def check_state_is_all(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -22,28 +24,60 @@ from dreamer_lpm.curiosity import (
 )
 from dreamer_lpm.types import ActionSpec, UserError
 from tests.curiosity import checks
-from tests.curiosity.checks import CONTINUOUS, DISCRETE, DREAMED, FEAT, build, dream, learned, transition
+from tests.curiosity.checks import (
+    CONFIG,
+    CONTINUOUS,
+    DISCRETE,
+    DREAMED,
+    FEAT,
+    build,
+    dream,
+    learn,
+    learned,
+    transition,
+)
+
+SUM = "lpm_dual+0.5*prediction_error"
+SPACES = ("random", "embedding", "kl")
+BUILDS = {
+    **{name: (name, CONFIG) for name in (*REGISTRY, SUM)},
+    **{f"{name}-{space}": (name, replace(CONFIG, error_space=space))
+       for name in ("prediction_error", "lpm", "lpm_guide", "lpm_dual", "lpm_optimistic", "ama")
+       for space in SPACES if (name, space) != ("ama", "kl")},
+}  # fmt: skip
 
 
 class Case(NamedTuple):
-    """A registered bonus that has learned a little, for actions of that kind."""
+    """A bonus that has learned a little, for actions of that kind."""
 
-    name: str
+    build: str
     spec: ActionSpec
     bonus: IntrinsicReward
 
+    def fresh(self) -> IntrinsicReward:
+        """Another of its kind, with other initial weights."""
+        name, cfg = BUILDS[self.build]
+        return build(name, self.spec, seed=1, cfg=cfg)
+
 
 @cache
-def _learned(name: str, spec: ActionSpec) -> IntrinsicReward:
-    return learned(build(name, spec), spec)
+def _learned(key: str, spec: ActionSpec) -> IntrinsicReward:
+    name, cfg = BUILDS[key]
+    return learned(build(name, spec, cfg=cfg), spec)
 
 
-@pytest.fixture(
-    params=[(name, spec) for name in REGISTRY for spec in (CONTINUOUS, DISCRETE)], ids=lambda p: f"{p[0]}-{p[1].kind}"
-)
+def _cases() -> Iterator[tuple[str, ActionSpec]]:
+    """Every registered bonus for both kinds of action; other error spaces for one."""
+    for key, (_, cfg) in BUILDS.items():
+        yield key, CONTINUOUS
+        if cfg is CONFIG:
+            yield key, DISCRETE
+
+
+@pytest.fixture(params=_cases(), ids=lambda p: f"{p[0]}-{p[1].kind}")
 def case(request: pytest.FixtureRequest) -> Case:
-    name, spec = request.param
-    return Case(name, spec, copy.deepcopy(_learned(name, spec)))
+    key, spec = request.param
+    return Case(key, spec, copy.deepcopy(_learned(key, spec)))
 
 
 def test_the_tests_see_a_bonus_that_pays(case: Case) -> None:
@@ -65,7 +99,7 @@ def test_borders_teach_nothing(case: Case) -> None:
 
 
 def test_saved_and_loaded_it_goes_on_with_the_same_bits(case: Case) -> None:
-    checks.check_state_is_all(lambda: build(case.name, case.spec, seed=1), case.bonus, case.spec)
+    checks.check_state_is_all(case.fresh, case.bonus, case.spec)
 
 
 def test_losses_are_finite_scalars(case: Case) -> None:
@@ -83,13 +117,24 @@ def test_a_loss_reaches_every_parameter_that_the_optimizer_holds(case: Case) -> 
 def test_no_decision_hangs_on_a_value(case: Case) -> None:
     """Tensors without values suffice, so an update can be captured as one graph."""
     ghost = case.bonus.to("meta")
-    t = transition(0, case.spec)
-    assert t.target is not None
-    assert t.predicted is not None
-    seen = Transition(*(x.to("meta") for x in (t.feat, t.action, t.next_feat, t.mask, t.target, t.predicted)))
-    assert all(loss.shape == () for loss in ghost.loss(seen).values())
-    d = dream(0, case.spec)
-    assert ghost.reward(Transition(*(x.to("meta") for x in (d.feat, d.action, d.next_feat, d.mask)))).shape == DREAMED
+    replayed, dreamed = (
+        checks.everywhere(t, lambda x: x.to("meta")) for t in (transition(0, case.spec), dream(0, case.spec))
+    )
+    assert all(loss.shape == () for loss in ghost.loss(replayed).values())
+    assert ghost.reward(dreamed).shape == DREAMED
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_it_learns_and_pays_on_a_gpu_as_on_the_cpu(case: Case) -> None:
+    """As far as the two round alike; nothing is left behind on another device."""
+    there = copy.deepcopy(case.bonus).to("cuda")
+    for seed in range(3):
+        here = learn(case.bonus, transition(seed, case.spec))
+        losses = learn(there, checks.everywhere(transition(seed, case.spec), lambda x: x.to("cuda")))
+        for name, loss in losses.items():
+            torch.testing.assert_close(loss.cpu(), here[name], rtol=1e-2, atol=1e-3)
+    paid = there.reward(checks.everywhere(dream(0, case.spec), lambda x: x.to("cuda")))
+    torch.testing.assert_close(paid.cpu(), case.bonus.reward(dream(0, case.spec)), rtol=1e-2, atol=1e-2)
 
 
 def test_half_precision_networks_pay_in_full_precision(case: Case) -> None:

@@ -1,0 +1,42 @@
+"""Ensemble disagreement (Sekar et al. 2020, "Planning to Explore", arXiv 2005.05960, eq. 2).
+
+    f_k(s, a) ~ E[s']                                  K one-step models of the next latent state, k = 1..K
+    r(s, a)   = mean over dimensions of  1/(K-1) sum_k ( f_k - mean_k f_k )^2
+
+Each f_k converges to the same expectation, whatever is random around it: what remains is what the data have not yet
+decided. It asks nothing of the next frame, so it runs natively in dreams.
+Promise before a TV: with data enough, noise pays nothing. Known weakness: "enough" is long for noise, as f_k must
+average it out while the world model bends the latents under it, and a learning rate that never falls leaves a rest that
+is larger where there is more noise. The scale has no unit: it is divided by its running deviation, so whatever
+disagreement is left is paid in full.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dreamer_lpm.curiosity.base import Dims, IntrinsicReward, Losses, Transition
+from dreamer_lpm.curiosity.ensemble import Ensemble
+from dreamer_lpm.nets import masked_mean
+
+
+class Disagreement(IntrinsicReward):
+    """Variance among ``members`` predictions of the next feature. ``hidden``: width of each member."""
+
+    def __init__(self, dims: Dims, hidden: int = 64, members: int = 5):
+        super().__init__()
+        self.models = Ensemble(members, dims.feat + dims.action, hidden, 2, dims.feat)
+
+    def _expected(self, t: Transition) -> Tensor:
+        """Next features as each member expects them, (members, ..., F)."""
+        out: Tensor = self.models(torch.cat([t.feat, t.action], -1))
+        return out
+
+    @torch.no_grad()
+    def reward(self, t: Transition) -> Tensor:
+        return self._expected(t).var(0).mean(-1)
+
+    def loss(self, t: Transition) -> Losses:
+        wrong = (self._expected(t) - t.next_feat).square()
+        return {"disagreement": masked_mean(wrong.sum(-1).mean(0), t.mask)}

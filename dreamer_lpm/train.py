@@ -34,8 +34,10 @@ from dreamer_lpm.envs import EnvConfig, Envs, make_env
 from dreamer_lpm.evaluate import Scores, evaluate, record, save_agent
 from dreamer_lpm.machine import keep_freed_memory, pick_device, pick_precision, pick_threads
 from dreamer_lpm.noisy_tv import ImageSource, TVImages, TVSpec, load_images
+from dreamer_lpm.probe import TVProbe
 from dreamer_lpm.replay import Replay
-from dreamer_lpm.report.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoardSink, WandbSink
+from dreamer_lpm.report.measures import BIN, escape_step, late_mean, late_tv_share
+from dreamer_lpm.report.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoardSink, WandbSink, read_metrics
 from dreamer_lpm.report.plots import plot_run
 from dreamer_lpm.report.progress import Progress
 from dreamer_lpm.report.strict_json import dumps, write_atomically
@@ -178,6 +180,8 @@ class Tally:
     watched: list[int] = field(default_factory=lambda: [0])  # TV steps of the episode under way
     rows: int = 0  # agent steps of all envs
     tv_rows: int = 0  # those with the TV on
+    tv_bins: list[list[int]] | None = None  # [tv_rows, rows] of each 100 env steps; None: not counted from the start
+    visited: list[int] | None = None  # cells of the env's grid, in order of the first visit; None: as above
     logged: int = 0  # env steps at the last line of training metrics
     evaluated: int = 0
     saved: int = 0
@@ -205,7 +209,10 @@ class State:
             ) from error
         self.carry = self.agent.begin(cfg.num_envs)
         self.row: dict[str, np.ndarray] = {}
-        self.tally = Tally(returns=[0.0] * cfg.num_envs, lengths=[0] * cfg.num_envs, watched=[0] * cfg.num_envs)
+        n = cfg.num_envs
+        self.tally = Tally(returns=[0.0] * n, lengths=[0] * n, watched=[0] * n, tv_bins=[], visited=[])
+        feat_size = self.agent.world.rssm.feat_size
+        self.probe = TVProbe(feat_size, self.device) if cfg.noisy_tv and cfg.tv.control is None else None
         self.sums: dict[str, Tensor] = {}  # training metrics since the last line
         self.summed = 0
         self.saved_rows = 0
@@ -221,10 +228,13 @@ class State:
 
     def learn(self) -> None:
         """One update from one sampled batch."""
-        metrics = self.agent.update(self.replay.sample(self.rng, self.cfg.batch_size, self.cfg.seq_length))
+        batch = self.replay.sample(self.rng, self.cfg.batch_size, self.cfg.seq_length)
+        metrics = self.agent.update(batch)
+        if self.probe:
+            self.probe.take(self.agent.felt.replayed, batch.tv_on, self.agent.felt.dreamed)
         # (sum, count) of what is a number; on the device until the logger asks.
         pairs = {k: torch.stack([v.nan_to_num(), (~v.isnan()).float()]) for k, v in metrics.items()}
-        self.sums = {k: v + self.sums[k] if self.summed else v for k, v in pairs.items()}
+        self.sums = {k: v + self.sums[k] if k in self.sums else v for k, v in pairs.items()}
         self.summed += 1
         self.tally.updates += 1
 
@@ -256,6 +266,7 @@ class State:
             "generator": self.agent.generator.get_state(),
             "carry": [self.carry.latent.deter, self.carry.latent.stoch, self.carry.action],
             "sums": self.sums,
+            "probe": self.probe.state_dict() if self.probe else {},
         }
         self.tally.saved = self.step
         plain = {
@@ -278,7 +289,10 @@ class State:
         self.sums, self.summed = {k: v.to(self.device) for k, v in saved.tensors["sums"].items()}, saved.plain["summed"]
         self.row = self.envs.load_state_dict(saved.plain["envs"])
         self.rng.bit_generator.state = saved.plain["rng"]
+        # A checkpoint from before coverage and windows were counted has none of them, and its run never will.
         self.tally = Tally(**saved.plain["tally"])
+        if self.probe and saved.tensors.get("probe"):
+            self.probe.load_state_dict(saved.tensors["probe"])
         for path in saved.replay:
             self.replay.restore(int(path.stem.split("_")[1]), checkpoint.load_rows(path))
         self.pieces, self.saved_rows = list(saved.replay), self.replay.added
@@ -452,21 +466,42 @@ class _Run:
     def _count(self, row: dict[str, np.ndarray]) -> None:
         """Take the new row into the tally; report the episodes that end with it."""
         tally = self.state.tally
-        tally.rows += int((~row["is_first"]).sum())
-        watched = row["tv_on"] & ~row["is_first"]  # what a reset shows is no step
+        moved = ~row["is_first"]
+        watched = row["tv_on"] & moved  # what a reset shows is no step
+        tally.rows += int(moved.sum())
         tally.tv_rows += int(watched.sum())
+        self._place(moved, watched)
         self.recent.extend(bool(x) for x in row["tv_on"])
         for i in range(self.cfg.num_envs):
             tally.returns[i] += float(row["reward"][i])
-            tally.lengths[i] += int(not row["is_first"][i])
+            tally.lengths[i] += int(moved[i])
             tally.watched[i] += int(watched[i])
             if row["is_last"][i]:
                 values: dict[str, float] = {"return": tally.returns[i], "length": tally.lengths[i]}
                 if self.tv_chance is not None:
                     values |= {"tv_share": tally.watched[i] / tally.lengths[i], "tv_chance": self.tv_chance}
+                if (coverage := self._coverage()) is not None:
+                    values["coverage"] = coverage
                 self.log.write(self.state.step, "episode", values)
                 self.bar.update(self.state.step, episode_return=tally.returns[i], tv_share=self._tv_share())
                 tally.returns[i], tally.lengths[i], tally.watched[i] = 0.0, 0, 0
+
+    def _place(self, moved: np.ndarray, watched: np.ndarray) -> None:
+        """Note when the TV was on, and where the envs are."""
+        s, tally = self.state, self.state.tally
+        if tally.tv_bins is not None and moved.any():
+            now = (s.step - 1) // BIN
+            tally.tv_bins.extend([0, 0] for _ in range(now + 1 - len(tally.tv_bins)))
+            tally.tv_bins[now][0] += int(watched.sum())
+            tally.tv_bins[now][1] += int(moved.sum())
+        if tally.visited is not None:
+            new = {cell for cell, step in zip(s.envs.cells(), moved, strict=False) if step} - set(tally.visited)
+            tally.visited.extend(sorted(new))
+
+    def _coverage(self) -> float | None:
+        """Share of the grid's cells visited by training steps; None without a grid, or where it was not counted."""
+        grid, visited = self.state.envs.grid, self.state.tally.visited
+        return None if grid is None or visited is None else len(visited) / grid.cells
 
     def _tv_share(self) -> float | None:
         return sum(self.recent) / len(self.recent) if self.cfg.noisy_tv and self.recent else None
@@ -485,6 +520,8 @@ class _Run:
         now = time.monotonic()
         tally.seconds += now - self.clock
         values["wall_steps_per_s"] = passed / (now - self.clock)
+        if s.probe:
+            values |= s.probe.report()
         self.clock = now
         self.log.write(s.step, "train", {"updates": tally.updates, **values})
         s.sums, s.summed = {}, 0
@@ -498,15 +535,21 @@ class _Run:
     def _make(self, *, tv_on: bool) -> Callable[[], gym.Env[Any, Any]]:
         return lambda: make_env(self.cfg.env(tv_on=tv_on), images=self.images)
 
-    def _evaluate(self, episodes: int) -> tuple[Scores, Path]:
-        """Play with the policy's mode, the TV as in training and switched off; film one episode."""
+    def _evaluate(self, episodes: int) -> tuple[Scores, Scores | None, Path]:
+        """Play with the policy's mode, the TV as in training and showing nothing; film one episode.
+
+        Showing nothing is "sham". For a policy that no longer learns, "off" is the same env but for a button that does
+        nothing either way, so there is one such score and not two. None without a TV.
+        """
         s = self.state
         s.tally.evaluated = s.step
         self.bar.update(s.step, note="evaluating")
         scores = evaluate(s.agent, self._make(tv_on=True), episodes=episodes, seed=EVAL_SEED)
         self.log.write(s.step, "eval", {"arm": "as_trained", **scores.row(has_tv=self.cfg.noisy_tv)})
+        off = None
         if self.cfg.noisy_tv:
-            off = evaluate(s.agent, self._make(tv_on=False), episodes=episodes, seed=EVAL_SEED)
+            same = self.cfg.env(tv_on=False) == self.cfg.env()  # a TV that was a sham from the start
+            off = scores if same else evaluate(s.agent, self._make(tv_on=False), episodes=episodes, seed=EVAL_SEED)
             self.log.write(s.step, "eval", {"arm": "tv_off", **off.row()})
         trace = record(
             s.agent,
@@ -517,7 +560,7 @@ class _Run:
         )
         video = episode_video(self.run_dir / "videos" / f"eval_iter_{s.step}_ep_0.mp4", trace)
         self.bar.say(f"{s.step:,} steps: evaluation return {np.mean(scores.returns):.1f} (mean of {episodes})")
-        return scores, video
+        return scores, off, video
 
     def _save(self) -> None:
         self.state.save(self.run_dir, self.log.position())
@@ -526,7 +569,7 @@ class _Run:
         """Last evaluation, agent file, curves, summary."""
         s = self.state
         self._save()  # before the last evaluation, so that whoever resumes a finished run repeats it, and no line twice
-        scores, video = self._evaluate(2 * self.cfg.eval_episodes)
+        scores, off, video = self._evaluate(2 * self.cfg.eval_episodes)
         about = {
             "env": self.cfg.env_name,
             "noisy_tv": self.cfg.noisy_tv,
@@ -536,12 +579,13 @@ class _Run:
         }
         agent = self.run_dir / "agent_lpm.pth"
         save_agent(agent, s.agent, about)
-        summary = self._summary(scores, shown)
+        summary = self._summary(scores, off, shown)
         write_summary(self.run_dir, summary)
         return Report(summary, agent, video, plot_run(self.run_dir))
 
-    def _summary(self, scores: Scores, shown: TVImages | None) -> dict[str, Any]:
+    def _summary(self, scores: Scores, off: Scores | None, shown: TVImages | None) -> dict[str, Any]:
         s = self.state
+        grid = s.envs.grid
         return {
             "env_steps": s.step,
             "updates": s.tally.updates,
@@ -550,8 +594,13 @@ class _Run:
             * (1 if sys.platform == "darwin" else 1024),
             "eval_return_mean": float(np.mean(scores.returns)),
             "eval_returns": scores.returns,
+            "eval_return_tv_off": None if off is None else float(np.mean(off.returns)),
+            "coverage": self._coverage(),
+            "coverage_grid": None if grid is None else grid.describe(),
             "tv_share": s.tally.tv_rows / max(1, s.tally.rows) if self.cfg.noisy_tv else None,
             "tv_chance": self.tv_chance,
+            **self._escape(),
+            **self._late_means(),
             "tv_images": dataclasses.asdict(shown) if shown else None,
             "env_name": self.cfg.env_name,
             "curiosity": self.cfg.agent.curiosity,
@@ -561,4 +610,28 @@ class _Run:
             "threads": self.cfg.threads,
             "versions": versions(),
             "git_revision": git_revision(),
+        }
+
+    def _escape(self) -> dict[str, float | None]:
+        """How the run got away from the TV; None without one, or where it was not counted from the start."""
+        bins, step = self.state.tally.tv_bins, self.state.step
+        if self.tv_chance is None or bins is None:
+            return {"tv_share_last_quarter": None, "escape_step": None}
+        return {
+            "tv_share_last_quarter": late_tv_share(bins, step),
+            "escape_step": escape_step(bins[: step // BIN], self.tv_chance),
+        }
+
+    def _late_means(self) -> dict[str, float | None]:
+        """What the last quarter of the run said of the TV; None where it said nothing."""
+        rows = read_metrics(self.run_dir)
+        return {
+            name: late_mean(rows, key, self.state.step)
+            for name, key in (
+                ("dream_tv_share", "dream/tv_share"),
+                ("probe_accuracy", "probe/accuracy"),
+                ("recon_tv_share", "loss/recon_tv_share"),
+                ("bonus_tv_on", "bonus/tv_on"),
+                ("bonus_tv_off", "bonus/tv_off"),
+            )
         }

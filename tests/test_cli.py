@@ -18,7 +18,7 @@ import imageio_ffmpeg
 import pytest
 import torch
 
-from dreamer_lpm import cli
+from dreamer_lpm import cli, commands
 from dreamer_lpm.evaluate import save_agent
 from dreamer_lpm.presets import PRESETS
 from dreamer_lpm.settings import to_plain
@@ -54,7 +54,7 @@ class Trained(list[tuple[RunConfig, Path, bool]]):
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
     calls = Trained()
-    monkeypatch.setattr(cli, "train", calls)
+    monkeypatch.setattr(commands, "train", calls)
     return calls
 
 
@@ -97,7 +97,7 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_preset(trained: Trained
 
 
 def test_the_guides_command(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_leave_where_started", lambda report: report)
+    monkeypatch.setattr(commands, "_leave_where_started", lambda report: report)
     assert cli.train_lpm(["--steps", "10000", "--noisy-tv"]) == 0
     assert trained.cfg == replace(PRESETS["tiny"], steps=10000, noisy_tv=True)
 
@@ -141,7 +141,7 @@ MISTAKES = [
         "--config tiny.toml --env-name Pendulumm-v1",
         "There is no environment called Pendulumm-v1; did you mean",
     ),
-    ("--config tiny.toml --curiosity lmp", "Unknown curiosity 'lmp'; choose one of: none, prediction_error, lpm"),
+    ("--config tiny.toml --curiosity lmp", "Unknown curiosity 'lmp'; choose one of: none, prediction_error, icm"),
     ("--config tiny.toml --noisy-tv --tv-images tele", "unknown TV source 'tele': use one of auto, cifar10, photos"),
     ("--config tiny.toml --noisy-tv --tv-images folder:none", "there is no folder none"),
     ("--config tiny.toml --time-limit 0", "time limit must be at least 1"),
@@ -227,7 +227,7 @@ def test_a_flag_that_cannot_be_is_answered_with_help(
 def test_no_command(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(args) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("usage: dreamer-lpm {train,eval,bench}")
+    assert captured.err.startswith("usage: dreamer-lpm {train,eval,compare,report,bench}")
     assert captured.out == ""
 
 
@@ -235,7 +235,7 @@ def test_ctrl_c_before_there_is_anything_to_save(monkeypatch: pytest.MonkeyPatch
     def interrupted(*args: Any, **kwargs: Any) -> Report:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "train", interrupted)
+    monkeypatch.setattr(commands, "train", interrupted)
     assert run() == 130
 
 
@@ -261,10 +261,10 @@ def test_the_way_to_go_on_is_a_command_that_works(
     def stopped(*args: Any, **kwargs: Any) -> Report:
         raise Stopped(signum)
 
-    monkeypatch.setattr(cli, "train", stopped)
+    monkeypatch.setattr(commands, "train", stopped)
     where = [] if runs is None else ["--runs", runs]
-    commands = {"train_lpm": (cli.train_lpm, []), "main": (cli.main, ["train"])}
-    command, first = commands[entry]
+    entries = {"train_lpm": (cli.train_lpm, []), "main": (cli.main, ["train"])}
+    command, first = entries[entry]
     assert command([*first, "--run-name", "mine", "--seed", "3", *where]) == 128 + signum
     said = capsys.readouterr().out
     assert f"Stopped and saved ({signum.name})." in said
@@ -274,8 +274,8 @@ def test_the_way_to_go_on_is_a_command_that_works(
 
     saved_run(Path(runs or "runs") / "mine", replace(TINY, seed=3))
     calls = Trained()
-    monkeypatch.setattr(cli, "train", calls)
-    monkeypatch.setattr(cli, "_leave_where_started", lambda report: report)
+    monkeypatch.setattr(commands, "train", calls)
+    monkeypatch.setattr(commands, "_leave_where_started", lambda report: report)
     assert command([*first, *again[2:]]) == 0
     assert calls == [(replace(TINY, seed=3), Path(runs or "runs") / "mine", True)]
 
@@ -352,7 +352,7 @@ def test_help_shows_the_defaults_of_the_preset_and_needs_no_run(capsys: pytest.C
 def test_help_of_eval_and_of_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--episodes" in help_of(capsys, cli.main, ["eval", "--help"])
     assert cli.main(["--help"]) == 0
-    assert {"train", "eval", "bench"} <= set(capsys.readouterr().out.split())
+    assert set(cli.COMMANDS) <= set(capsys.readouterr().out.split())
 
 
 # --- eval -------------------------------------------------------------------------------------------------------------
@@ -392,7 +392,7 @@ def test_eval_without_the_tv_needs_no_pictures(
     def none(*args: Any) -> Any:
         raise AssertionError("no pictures are shown")
 
-    monkeypatch.setattr(cli, "load_images", none)
+    monkeypatch.setattr(commands, "load_images", none)
     assert cli.main(["eval", "agent_lpm.pth", "--episodes", "1", "--tv", "off"]) == 0
     assert re.search(r"mean.*\b0%", capsys.readouterr().out)
 

@@ -1,0 +1,215 @@
+"""The commands that need an agent: ``dreamer-lpm train`` and ``eval``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import shlex
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from dreamer_lpm.envs import make_env
+from dreamer_lpm.evaluate import evaluate, load, record
+from dreamer_lpm.noisy_tv import load_images
+from dreamer_lpm.presets import DEFAULT, PRESETS, preset
+from dreamer_lpm.report.video import episode_video
+from dreamer_lpm.settings import from_plain, read_file, to_plain
+from dreamer_lpm.train import CONFIG_FILE, EVAL_SEED, Report, RunConfig, Stopped, train
+from dreamer_lpm.types import UserError
+
+# What may differ between a run and its continuation; anything else would make it another run.
+CHANGEABLE = {
+    "steps",
+    "data_dir",
+    "wandb",
+    "wandb_project",
+    "wandb_entity",
+    "wandb_run_name",
+    "log_every",
+    "checkpoint_every",
+}
+RUNS = Path("runs")
+
+
+def train_command(args: list[str], guide: bool = False) -> int:
+    """Parse ``train``'s options, train, and say where everything is. Returns 0, or 128 + the signal that stopped it.
+
+    ``guide``: as ``train_lpm.py``, which also leaves the agent and the video where it was started. Raises UserError.
+    """
+    program = "train_lpm.py" if guide else "dreamer-lpm train"
+    first = _first_options(program)
+    known, rest = first.parse_known_args(args)
+    if {"-h", "--help"} & set(rest):
+        print(first.format_help())
+        known.resume = False
+    run_dir = _run_dir(known)
+    base = _base(known, run_dir)
+    cfg = tyro.cli(
+        RunConfig, args=rest, default=base, prog=program, description="", config=(tyro.conf.HelptextFromCommentsOff,)
+    )
+    cfg = from_plain(RunConfig, to_plain(cfg))  # flags as strict as files: no NaN
+    if known.resume:
+        _check_resumed(base, cfg)
+    try:
+        report = train(cfg, run_dir, resume=known.resume)
+    except Stopped as stop:
+        again = [*(("python3",) if guide else ()), *program.split(), "--resume", "--run-name", run_dir.name]
+        elsewhere = [] if known.runs == RUNS else ["--runs", str(known.runs)]
+        print(f"Stopped and saved ({signal.Signals(stop.signum).name}). Go on with: {shlex.join(again + elsewhere)}")
+        return 128 + stop.signum
+    left = _leave_where_started(report) if guide else report
+    _say(report, left, run_dir)
+    return 0
+
+
+def _first_options(program: str) -> argparse.ArgumentParser:
+    """The options that decide what the others' defaults are, so they are read first."""
+    parser = argparse.ArgumentParser(program, f"{program} [OPTIONS]", add_help=False, allow_abbrev=False)
+    group = parser.add_argument_group("run options (flag before config file before preset)")
+    group.add_argument("--preset", help=f"sizes of the agent: {', '.join(PRESETS)} (default: {DEFAULT})")
+    group.add_argument("--config", type=Path, help="settings in a TOML or YAML file; its keys are the flags' names")
+    group.add_argument("--run-name", help="folder of the run under --runs (default: the time)")
+    group.add_argument("--runs", type=Path, default=RUNS, help="folder of all runs (default: runs)")
+    group.add_argument("--resume", action="store_true", help="go on with --run-name, or with the newest run")
+    return parser
+
+
+def _run_dir(known: argparse.Namespace) -> Path:
+    runs: Path = known.runs
+    name: str | None = known.run_name
+    if name is not None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise UserError(
+                "--run-name may hold letters, digits, '.', '_' and '-' (100 at most), and begins with a letter or "
+                "digit."
+            )
+        return runs / name
+    if known.resume:
+        found = sorted(
+            (p.parent for p in runs.glob(f"*/{CONFIG_FILE}")), key=lambda p: (p / CONFIG_FILE).stat().st_mtime
+        )
+        if not found:
+            raise UserError(
+                f"There is no run in {runs} to resume; start one without --resume, or name its folder with --runs."
+            )
+        return found[-1]
+    return runs / time.strftime("%Y%m%d-%H%M%S")
+
+
+def _base(known: argparse.Namespace, run_dir: Path) -> RunConfig:
+    """The defaults that flags then change: of the run to resume, or of preset and file."""
+    if known.resume:
+        for name in ("config", "preset"):
+            if getattr(known, name) is not None:
+                raise UserError(f"--resume goes on with the run's own settings; leave --{name} out.")
+        try:
+            saved = dict(json.loads((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))["config"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{run_dir} holds no run to resume (no readable {CONFIG_FILE}); check --run-name and --runs."
+            ) from None
+        return from_plain(RunConfig, saved)
+    cfg = preset(known.preset or DEFAULT)
+    return cfg if known.config is None else from_plain(RunConfig, read_file(known.config), cfg)
+
+
+def _check_resumed(before: RunConfig, now: RunConfig) -> None:
+    for field in dataclasses.fields(RunConfig):
+        if field.name not in CHANGEABLE and getattr(before, field.name) != getattr(now, field.name):
+            raise UserError(
+                f"A resumed run keeps its settings, and '{field.name}' differs; leave that option out, or start a new "
+                "run."
+            )
+
+
+def _leave_where_started(report: Report) -> Report:
+    """Copy agent and video into this folder, as the guide says."""
+    agent, video = Path(report.agent.name), Path("videos") / report.video.name
+    video.parent.mkdir(exist_ok=True)
+    for source, target in ((report.agent, agent), (report.video, video)):
+        scratch = target.with_name(target.name + ".tmp")
+        shutil.copyfile(source, scratch)
+        scratch.replace(target)
+    return dataclasses.replace(report, agent=agent, video=video)
+
+
+def _say(report: Report, left: Report, run_dir: Path) -> None:
+    summary = report.summary
+    returns = summary["eval_returns"]
+    lines = {
+        "return": f"{summary['eval_return_mean']:.1f} (mean of {len(returns)} evaluation episodes, "
+        f"{min(returns):.0f} to {max(returns):.0f})"
+    }
+    if summary["tv_share"] is not None:
+        lines["TV share"] = (
+            f"{summary['tv_share']:.0%} of the training steps "
+            f"(chance {summary['tv_chance']:.0%}; pictures: {summary['tv_images']['used']})"
+        )
+    lines |= {
+        "model": str(left.agent),
+        "video": str(left.video),
+        "curves": str(report.curves),
+        "all of it": str(run_dir),
+        "time": f"{summary['wall_seconds'] / 60:.1f} min, {summary['updates']:,} updates, "
+        f"{summary['peak_memory_bytes'] / 1e9:.1f} GB of memory at most",
+    }
+    console = Console()
+    for name, text in lines.items():
+        # Not a table, which would cut long paths to the terminal's width. A path may hold [brackets]: no markup.
+        console.print(f"{name:<10} {text}", markup=False, emoji=False, soft_wrap=True)
+
+
+def eval_command(args: list[str]) -> int:
+    """Play with a trained agent, print a table, save a video. Returns 0. Raises UserError."""
+    parser = argparse.ArgumentParser(
+        prog="dreamer-lpm eval", description="Play with a trained agent, print a table, save a video."
+    )
+    parser.add_argument("agent", type=Path, help="an agent file, such as agent_lpm.pth")
+    parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=EVAL_SEED)
+    parser.add_argument(
+        "--tv", choices=("as-trained", "off"), default="as-trained", help="the Noisy TV as in training, or off"
+    )
+    parser.add_argument(
+        "--video", type=Path, default=Path("videos/eval.mp4"), help="where the video goes (default: videos/eval.mp4)"
+    )
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args(args)
+    if options.episodes < 1:
+        raise UserError(f"--episodes must be at least 1, not {options.episodes}.")
+    player = load(options.agent, options.device)
+    if "run" not in player.about:
+        raise UserError(f"{options.agent} does not say which run it is from; play it with dreamer_lpm.load instead.")
+    cfg = from_plain(RunConfig, player.about["run"])
+    env = cfg.env(tv_on=options.tv == "as-trained")
+    images = load_images(env.tv.source, cfg.data_dir)[0] if env.tv and env.tv.control is None else None
+
+    def make() -> Any:
+        return make_env(env, images=images)
+
+    scores = evaluate(player.agent, make, episodes=options.episodes, seed=options.seed)
+    table = Table(title=f"{options.agent} in {cfg.env_name}")
+    for column in ("episode", "return", "agent steps", "TV share"):
+        table.add_column(column, justify="right")
+    for i, (got, length, share) in enumerate(zip(scores.returns, scores.lengths, scores.tv_shares, strict=True)):
+        table.add_row(str(i), f"{got:.1f}", str(length), f"{share:.0%}" if env.tv else "-")
+    table.add_row(
+        "mean",
+        f"{np.mean(scores.returns):.1f}",
+        f"{np.mean(scores.lengths):.0f}",
+        f"{np.mean(scores.tv_shares):.0%}" if env.tv else "-",
+    )
+    Console().print(table)
+    trace = record(player.agent, make, seed=options.seed, title=str(options.agent), has_tv=env.tv is not None)
+    print(f"video: {episode_video(options.video, trace)}")
+    return 0

@@ -1,0 +1,132 @@
+"""The command line of ``dreamer-lpm compare``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from dreamer_lpm.compare.cost import dry_run, jobs_for
+from dreamer_lpm.compare.folder import cell_job, known_machine, slim, write_grid
+from dreamer_lpm.compare.plan import ARMS, make_plan
+from dreamer_lpm.compare.pool import Locked, Pool
+from dreamer_lpm.compare.screen import Screen
+from dreamer_lpm.curiosity import REGISTRY
+from dreamer_lpm.presets import PRESETS
+from dreamer_lpm.report.command import write_report
+from dreamer_lpm.report.grid import RESULTS_FILE, read_grid
+from dreamer_lpm.report.summary import SUMMARY_FILE
+from dreamer_lpm.settings import from_plain, to_plain
+from dreamer_lpm.train import RunConfig
+from dreamer_lpm.types import UserError
+
+PROGRAM = "dreamer-lpm compare"
+
+
+def main(args: list[str]) -> int:
+    """The command. Returns 0, 1 if cells failed, or 128 + the signal that stopped it. Raises UserError."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(args)
+    if {"-h", "--help"} & set(rest):
+        print(parser.format_help())
+        print("Every option of dreamer-lpm train may follow, and holds for all cells:\n")
+    plan = make_plan(
+        file=options.grid,
+        methods=options.methods,
+        arms=options.arms,
+        seeds=_seeds(options.seeds),
+        preset_name=options.preset,
+        flags=lambda base: _flags(rest, base),
+    )
+    _check(options)
+    out: Path = options.out
+    known = known_machine(out, plan)
+    if options.dry_run:
+        return dry_run(plan, out, known, options.jobs)
+    out.mkdir(parents=True, exist_ok=True)
+    with Locked(out) as lock:
+        machine = plan.machine(known)
+        write_grid(out, plan, machine, args)
+        jobs = options.jobs or jobs_for(machine)
+        cells = [cell_job(out, key, machine.settle(plan.config(key))) for key in plan.cells()]
+        finished = [cell for cell in cells if cell.finished()]
+        screen = Screen(
+            cells=len(cells),
+            finished=len(finished),
+            steps=sum(c.steps for c in cells),
+            done=sum(c.steps for c in finished),
+        )
+        with screen:
+            screen.say(f"{len(cells)} cells, {len(finished)} of them finished; {jobs} side by side, in {out}.")
+            pool = Pool(jobs=jobs, retries=options.retries, threads=machine.threads, lock=lock, screen=screen)
+            failed = pool.run(cells)
+        if options.slim:
+            slim(cells)
+    return _end(out, args, failed, pool.caught)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        PROGRAM,
+        f"{PROGRAM} --methods M ... --arms A ... --out FOLDER [OPTIONS]",
+        description="Run methods x arms x seeds, each cell once, and report. The same command goes on with a grid.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    group = parser.add_argument_group("grid options")
+    group.add_argument("--methods", nargs="+", metavar="M", help=f"of: {', '.join(REGISTRY)}; or [methods.M] in --grid")
+    group.add_argument("--arms", nargs="+", metavar="A", help=f"of: {', '.join(ARMS)}; or [arms.A] in --grid")
+    group.add_argument("--seeds", nargs="+", type=int, metavar="N", help="how many, or which (default: 5)")
+    group.add_argument("--grid", type=Path, metavar="FILE", help="a TOML file that says any of this, and own arms")
+    group.add_argument("--out", type=Path, help="the grid's folder")
+    group.add_argument("--preset", help=f"sizes of the agent: {', '.join(PRESETS)}")
+    group.add_argument("--jobs", type=int, default=0, help="runs side by side (default: what the machine can bear)")
+    group.add_argument("--retries", type=int, default=2, help="times that a cell that fails goes on (default: 2)")
+    group.add_argument("--slim", action="store_true", help="of finished cells, delete checkpoints and replay")
+    group.add_argument("--dry-run", action="store_true", help="say what it will cost, and start nothing")
+    return parser
+
+
+def _flags(rest: list[str], base: RunConfig) -> RunConfig:
+    cfg = tyro.cli(
+        RunConfig, args=rest, default=base, prog=PROGRAM, description="", config=(tyro.conf.HelptextFromCommentsOff,)
+    )
+    return from_plain(RunConfig, to_plain(cfg))  # flags as strict as files: no NaN
+
+
+def _seeds(given: Sequence[int] | None) -> int | Sequence[int] | None:
+    return given[0] if given and len(given) == 1 else given
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.out is None:
+        raise UserError("Where to? Name the grid's folder, for example --out runs/grid1.")
+    for name in ("jobs", "retries"):
+        if getattr(options, name) < 0:
+            raise UserError(f"--{name} must be 0 or more, not {getattr(options, name)}.")
+
+
+def _end(out: Path, args: list[str], failed: list[str], caught: int | None) -> int:
+    console = Console()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    grid = read_grid(out)
+    if grid.finished:
+        say(f"report     {write_report(out)}\nfigures    {out / RESULTS_FILE}, {out / SUMMARY_FILE}")
+    if caught is not None:
+        say(
+            f"Stopped ({signal.Signals(caught).name}), {len(grid.finished)} of {len(grid.cells)} cells finished. Go on "
+            f"with: {shlex.join([*PROGRAM.split(), *args])}"
+        )
+        return 128 + caught
+    if failed:
+        say(f"Failed: {', '.join(failed)}. Their logs are in {out / 'logs'}; the same command tries them again.")
+        return 1
+    return 0

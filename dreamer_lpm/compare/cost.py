@@ -1,0 +1,136 @@
+"""What a grid will cost: from its finished cells where there are some, else from a short timing of each method."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dreamer_lpm.compare.plan import Key, Machine, Plan
+from dreamer_lpm.report.grid import Cell, Grid, read_grid
+from dreamer_lpm.train import RunConfig, State
+
+FRAME_BYTES = 64 * 64 * 3 + 128  # a step in the replay
+BASE_MEMORY = 0.6e9  # Python, torch and the env
+TIMED_UPDATES = 3
+RUN_MEMORY = 1.5e9  # bytes to keep free for each run on a CPU
+COPIES = 8  # of the weights on disk: the agent's file, and two checkpoints with the optimizer's two moments
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run: seconds of wall time, bytes on disk, bytes of memory. ``measured``: taken from finished cells."""
+
+    seconds: float
+    disk: float
+    memory: float
+    measured: bool = False
+
+
+def from_finished(cells: list[Cell]) -> Cost | None:
+    """What like cells took; None without a finished one."""
+    known = [c.summary for c in cells if c.summary is not None]
+    if not known:
+        return None
+    disk = max(sum(p.stat().st_size for p in c.folder.rglob("*") if p.is_file()) for c in cells if c.summary)
+    return Cost(
+        median(float(s["wall_seconds"]) for s in known),
+        disk,
+        max(float(s.get("peak_memory_bytes", BASE_MEMORY)) for s in known),
+        measured=True,
+    )
+
+
+def timed(cfg: RunConfig) -> Cost:
+    """Time a few env steps and updates of ``cfg`` in this process. About: a machine that is busy is slower."""
+    torch.set_num_threads(cfg.threads)
+    quiet = dataclasses.replace(cfg, tv=dataclasses.replace(cfg.tv, control=cfg.tv.control or "sham"))  # no pictures
+    state = State(quiet, None)
+    state.row = state.envs.reset_row()
+    started = time.perf_counter()
+    while len(state.replay) <= cfg.seq_length:
+        state.carry = state.agent.act(state.carry, state.row, "random")
+        state.remember()
+        state.row = state.envs.step(state.carry.action.cpu().numpy())
+    per_step = (time.perf_counter() - started) / max(1, state.step)
+    state.learn()  # the first one pays for what later ones find ready
+    started = time.perf_counter()
+    for _ in range(TIMED_UPDATES):
+        state.learn()
+    per_update = (time.perf_counter() - started) / TIMED_UPDATES
+    updates = max(0, cfg.steps - cfg.prefill) / cfg.update_every
+    weights = sum(x.numel() * x.element_size() for x in state.agent.state_dict().values() if torch.is_tensor(x))
+    replay = min(cfg.steps, cfg.replay_capacity) * FRAME_BYTES
+    return Cost(
+        updates * per_update + cfg.steps * per_step, COPIES * weights + replay, BASE_MEMORY + 4 * weights + replay
+    )
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that are free where ``folder`` is, or will be."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    return shutil.disk_usage(there).free
+
+
+def jobs_for(machine: Machine) -> int:
+    """Runs side by side: as cores and memory allow on a CPU; one on an accelerator, which one run can fill."""
+    if machine.device != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(cores // machine.threads, int(memory // RUN_MEMORY)))
+
+
+def dry_run(plan: Plan, out: Path, known: Machine | None, jobs: int) -> int:
+    """Print what is to do and what it takes. Starts and writes nothing."""
+    machine = known or plan.machine_alone()
+    jobs = jobs or jobs_for(machine)
+    grid = read_grid(out) if known else None
+    done = {c.folder.name for c in grid.finished} if grid else set()
+    table = Table(title=f"{plan.common.env_name}: {len(plan.methods)} methods x {len(plan.arms)} arms x "
+                  f"{len(plan.seeds)} seeds")  # fmt: skip
+    for column in ("method", "cells to run", "env steps", "minutes each", "from"):
+        table.add_column(column, justify="left" if column in ("method", "from") else "right")
+    total = seconds = disk = memory = 0.0
+    for method in plan.methods:
+        keys = [k for k in plan.cells() if k.method == method and k.name not in done]
+        if not keys:
+            table.add_row(method, "0", "0", "-", "finished")
+            continue
+        cost = _cost(plan, machine, grid, method)
+        steps = sum(plan.config(k).steps for k in keys)
+        table.add_row(method, f"{len(keys)}", f"{steps:,}", f"{cost.seconds / 60:.1f}",
+                      "finished cells" if cost.measured else "a short timing")  # fmt: skip
+        total += len(keys)
+        seconds += cost.seconds * len(keys)
+        disk += cost.disk * len(keys)
+        memory = max(memory, cost.memory)
+    console = Console()
+    console.print(table)
+    for arm in plan.arms:
+        console.print(f"{arm:<12} {plan.words(arm)}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{total:.0f} cells to run and {len(list(plan.cells())) - total:.0f} finished. "
+        f"About {seconds / 60 / jobs:,.0f} minutes with {jobs} side by side, "
+        f"{disk / 1e9:.1f} GB of disk at most ({free_disk(out) / 1e9:.0f} GB free), "
+        f"{memory * jobs / 1e9:.1f} GB of memory.",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    return 0
+
+
+def _cost(plan: Plan, machine: Machine, grid: Grid | None, method: str) -> Cost:
+    known = from_finished([c for c in grid.finished if c.method == method]) if grid else None
+    first = Key(method, next(iter(plan.arms)), plan.seeds[0])
+    return known or timed(machine.settle(plan.config(first)))

@@ -1,0 +1,118 @@
+"""A grid's folder: what it must be like to go on with it, what is written into it, how its cells are started."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from dreamer_lpm.compare.plan import Key, Machine, Plan
+from dreamer_lpm.compare.pool import LOCK_FILE, Job
+from dreamer_lpm.report.grid import FORMAT, GRID_FILE, is_grid, read_grid
+from dreamer_lpm.report.strict_json import dumps, plain, write_atomically
+from dreamer_lpm.report.summary import SUMMARY_FILE, git_revision, versions
+from dreamer_lpm.settings import from_plain, to_plain
+from dreamer_lpm.train import CONFIG_FILE, RunConfig
+from dreamer_lpm.types import UserError
+
+CELLS = "cells"
+# Where things are kept or logged is no part of what a grid is.
+NO_MATTER = ("data_dir", "wandb", "wandb_project", "wandb_entity", "wandb_run_name")
+
+
+def known_machine(out: Path, plan: Plan) -> Machine | None:
+    """What an earlier command decided for this folder; None for a new one.
+
+    Raises UserError naming the setting, if the grid there was made with others, or the folder holds something else.
+    """
+    if not is_grid(out):
+        if out.exists() and (not out.is_dir() or any(p.name != LOCK_FILE for p in out.iterdir())):
+            raise UserError(f"{out} exists and holds no grid; choose another --out.")
+        return None
+    about = read_grid(out).about
+    before = to_plain(from_plain(RunConfig, about["common"]))
+    _same(out, "", {k: v for k, v in before.items() if k not in NO_MATTER}, plain(to_plain(plan.common)))
+    for kind, now in (("methods", plan.methods), ("arms", plan.arms)):
+        for name, settings in now.items():
+            if name in about[kind]:
+                old = about[kind][name]
+                _same(out, f"{kind}.{name}.", old["settings"] if kind == "arms" else old, plain(settings))
+    return Machine(**about["machine"])
+
+
+def _same(out: Path, where: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    keys = before.keys() | now.keys() if where else before.keys()
+    for key in sorted(keys):
+        a, b = before.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            _same(out, f"{where}{key}.", a, b)
+        elif a != b:
+            raise UserError(
+                f"The grid in {out} was made with {where}{key} = {a}, not {b}; use that, or another --out folder."
+            )
+
+
+def write_grid(out: Path, plan: Plan, machine: Machine, args: list[str]) -> None:
+    """Say in ``grid.json`` what the grid is; methods, arms and seeds of earlier commands stay."""
+    old = read_grid(out).about if is_grid(out) else {}
+    arms = {
+        arm: {
+            "settings": settings,
+            "words": plan.words(arm),
+            "has_tv": plan.has_tv(arm),
+            "sham": plan.sham_of(arm) or old.get("arms", {}).get(arm, {}).get("sham"),
+        }
+        for arm, settings in plan.arms.items()
+    }
+    cells = {(c["method"], c["arm"], c["seed"]): c for c in old.get("cells", [])}
+    for key in plan.cells():
+        cells[key.method, key.arm, key.seed] = {**dataclasses.asdict(key), "folder": f"{CELLS}/{key.name}"}
+    command = shlex.join(["dreamer-lpm", "compare", *args])
+    about = {
+        "format": FORMAT,
+        "env_name": plan.common.env_name,
+        "commands": list(dict.fromkeys([*old.get("commands", []), command])),
+        "methods": {**old.get("methods", {}), **plan.methods},
+        "arms": {**old.get("arms", {}), **arms},
+        "seeds": sorted({*old.get("seeds", []), *plan.seeds}),
+        "common": to_plain(plan.common),
+        "machine": dataclasses.asdict(machine),
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "cells": list(cells.values()),
+    }
+    write_atomically(out / GRID_FILE, dumps(about, indent=2) + "\n")
+
+
+def cell_job(out: Path, key: Key, cfg: RunConfig) -> Job:
+    folder = out / CELLS / key.name
+    settings = out / "settings" / f"{key.name}.json"
+
+    def command() -> list[str]:
+        """Start the cell, or go on with what there is of it."""
+        start = [sys.executable, "-m", "dreamer_lpm", "train", "--runs", str(folder.parent), "--run-name", folder.name]
+        if (folder / CONFIG_FILE).is_file():
+            return [*start, "--resume"]
+        shutil.rmtree(folder, ignore_errors=True)  # killed before it began
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(settings, dumps(to_plain(cfg), indent=2) + "\n")
+        return [*start, "--config", str(settings)]
+
+    return Job(
+        key.name,
+        folder,
+        cfg.steps,
+        out / "logs" / f"{key.name}.log",
+        command,
+        lambda: (folder / SUMMARY_FILE).is_file(),
+    )
+
+
+def slim(cells: list[Job]) -> None:
+    for cell in cells:
+        if cell.finished():
+            for name in ("checkpoints", "replay"):
+                shutil.rmtree(cell.folder / name, ignore_errors=True)

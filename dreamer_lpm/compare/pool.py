@@ -1,0 +1,192 @@
+"""Runs the cells of a grid as processes, some side by side, each with its log; retries, resumes, stops cleanly."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+from dreamer_lpm.compare.screen import Screen
+from dreamer_lpm.report.metrics import METRICS_FILE
+from dreamer_lpm.types import UserError
+
+LOCK_FILE = ".lock"
+LOOK_EVERY = 0.2  # seconds
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # unless ignored, as SIGHUP under nohup
+MISTAKE = 2  # exit status of a user's mistake, which another try cannot mend
+_STEP = re.compile(rb'^\{"step": (\d+)')
+_TAIL = 1 << 16  # bytes; a line of an evaluation is a few thousand
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell to run: its folder, the env steps it takes, its log, and the command to start it or to go on with it."""
+
+    name: str
+    folder: Path
+    steps: int
+    log: Path
+    command: Callable[[], list[str]]
+    finished: Callable[[], bool]
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: subprocess.Popen[bytes]
+
+
+class Locked:
+    """Holds the grid's folder for this process and those it starts, so that no cell is ever run twice at a time.
+
+    Processes that outlive this one (it was killed) keep holding it. Raises UserError, naming them, if it is held.
+    """
+
+    def __init__(self, folder: Path):
+        self._file = (folder / LOCK_FILE).open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            who = self._file.read().strip()
+            self._file.close()
+            raise UserError(
+                f"Another compare, or cells that it left behind, is at work in {folder} (processes {who}); wait for "
+                f"it, or end it with: kill {who}"
+            ) from None
+        self.note([])
+
+    def note(self, children: Sequence[int]) -> None:
+        """Write down who is at work."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(" ".join(map(str, [os.getpid(), *children])))
+        self._file.flush()
+
+    @property
+    def fd(self) -> int:
+        return self._file.fileno()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+class Pool:
+    """``Pool(jobs=2, retries=2, lock=lock, screen=screen).run(cells)`` returns the names of the cells that failed.
+
+    ``threads``: of each process. After SIGINT, SIGTERM or SIGHUP the cells are told to stop, which saves them, and
+    ``caught`` is that signal; a second one ends them at once. Each cell is a process group of its own, so a Ctrl-C
+    reaches them only through here.
+    """
+
+    def __init__(self, *, jobs: int, retries: int, threads: int, lock: Locked, screen: Screen):
+        self._jobs, self._retries, self._threads, self._lock, self._screen = jobs, retries, threads, lock, screen
+        self._running: list[_Running] = []
+        self._tries: dict[str, int] = {}
+        self._failed: list[str] = []
+        self._signals = 0
+        self._told = 0
+        self.caught: int | None = None
+
+    def run(self, jobs: Sequence[Job]) -> list[str]:
+        """Run every job that is not finished. Returns the names of those that failed, in the order they did."""
+        waiting = deque(job for job in jobs if not job.finished())
+        handlers = {s: signal.signal(s, self._note) for s in STOPS if signal.getsignal(s) != signal.SIG_IGN}
+        try:
+            while self._running or (waiting and self.caught is None):
+                while waiting and len(self._running) < self._jobs and self.caught is None:
+                    self._start(waiting.popleft())
+                time.sleep(LOOK_EVERY)
+                self._pass_on()
+                self._show()
+                for running in [r for r in self._running if r.process.poll() is not None]:
+                    self._running.remove(running)
+                    self._lock.note([r.process.pid for r in self._running])
+                    self._ended(running, waiting)
+        finally:
+            for running in self._running:  # only after an error here
+                running.process.terminate()
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
+        return self._failed
+
+    def _start(self, job: Job) -> None:
+        command = job.command()
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        threads = str(self._threads)
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        with job.log.open("ab") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+                start_new_session=True, pass_fds=[self._lock.fd],
+            )  # fmt: skip
+        self._running.append(_Running(job, process))
+        self._lock.note([r.process.pid for r in self._running])
+
+    def _ended(self, running: _Running, waiting: deque[Job]) -> None:
+        job, status = running.job, running.process.returncode
+        if job.finished():
+            self._screen.done(job.name, job.steps)
+            return
+        self._screen.gone(job.name)
+        if self.caught is not None:
+            return
+        tries = self._tries[job.name] = self._tries.get(job.name, 0) + 1
+        why = f"ended with status {status}" if status >= 0 else f"was killed ({signal.Signals(-status).name})"
+        if status != MISTAKE and tries <= self._retries:
+            self._screen.say(f"{job.name} {why}; trying again ({tries} of {self._retries}).")
+            waiting.appendleft(job)
+        else:
+            self._failed.append(job.name)
+            self._screen.say(f"{job.name} {why}, and is left. {last_words(job.log)} ({job.log})")
+
+    def _show(self) -> None:
+        self._screen.update({r.job.name: (steps_done(r.job.folder), r.job.steps) for r in self._running})
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.caught = self.caught or signum
+        self._signals += 1
+
+    def _pass_on(self) -> None:
+        """Tell the cells what this process was told."""
+        if self._told == self._signals:
+            return
+        self._told = self._signals
+        at_once = self._signals > 1
+        self._screen.say("Ending the cells at once." if at_once else "Stopping: every cell saves, which takes seconds.")
+        for running in self._running:
+            if at_once:
+                running.process.kill()
+            else:
+                running.process.terminate()
+
+
+def steps_done(folder: Path) -> int:
+    """Env steps that a run has logged; 0 before it has."""
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        found = [match for line in file.read().splitlines() if (match := _STEP.match(line))]
+    return int(found[-1][1]) if found else 0
+
+
+def last_words(log: Path) -> str:
+    """The last line of a log that says something; empty if there is none."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()] if log.is_file() else []
+    return next((line for line in reversed(lines) if line), "")

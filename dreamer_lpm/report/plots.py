@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from dreamer_lpm.report.metrics import Row, read_metrics
 from dreamer_lpm.types import UserError
@@ -89,6 +89,7 @@ def _panels(rows: Sequence[Row]) -> list[tuple[str, str, Panel]]:
     candidates = [
         ("Return of the task", "return", _returns(rows)),
         ("Time in front of the TV", "share of steps", _tv_share(rows)),
+        ("Coverage", "visited cells of the state grid", _coverage(rows)),
         ("Intrinsic bonus", "mean per step", _lines(bonus)),
         ("World-model losses", "loss (log scale)", _lines(world, log=True)),
         ("Error-predictor loss", "loss", _lines(error)),
@@ -129,17 +130,33 @@ def _returns(rows: Sequence[Row]) -> Panel | None:
 def _tv_share(rows: Sequence[Row]) -> Panel | None:
     training = _series(rows, "episode", "tv_share")
     evaluation = _series(rows, "eval", "tv_share", "as_trained")
+    dreams = _series(rows, "train", "dream/tv_share")
     chance = _series(rows, "episode", "tv_chance")[1]
-    if not len(training[0]) and not len(evaluation[0]):
+    if not any(len(steps) for steps, _ in (training, evaluation, dreams)):
         return None
 
     def draw(axes: Axes) -> None:
         _dots_and_mean(axes, training, BLUE, "training episode")
+        if len(dreams[0]):
+            axes.plot(*dreams, color=PURPLE, lw=1.2, marker="o" if len(dreams[0]) < 3 else "", label="in dreams")
         if len(evaluation[0]):
             axes.plot(*evaluation, color=ORANGE, marker="o", ms=5, lw=1.5, label="evaluation")
         if len(chance):
             axes.axhline(chance[-1], color=GREY, ls="--", lw=1.2, label=f"chance level {chance[-1]:.2f}")
         axes.set_ylim(-0.03, 1.03)
+
+    return draw
+
+
+def _coverage(rows: Sequence[Row]) -> Panel | None:
+    steps, visited = _series(rows, "episode", "coverage")
+    if not len(steps):
+        return None
+
+    def draw(axes: Axes) -> None:
+        axes.plot(steps, visited, color=GREEN, lw=1.8, marker="o" if len(steps) < 3 else "")
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
     return draw
 

@@ -18,9 +18,9 @@ def write_run(run_dir: Path, *, tv: bool, episodes: int) -> None:
     with MetricsLog(run_dir) as log:
         for episode in range(1, episodes + 1):
             step = 200 * episode
-            tv_episode = {"tv_share": 0.5 / episode, "tv_chance": 0.44} if tv else {}
+            tv_episode = {"tv_share": 0.5 / episode, "tv_chance": 0.44, "coverage": 0.06 * episode} if tv else {}
             log.write(step, "episode", {"return": -1000.0 + step, "length": 100, **tv_episode})
-            by_tv = {"bonus/tv_on": 0.01, "bonus/tv_off": 0.2} if tv else {}
+            by_tv = {"bonus/tv_on": 0.01, "bonus/tv_off": 0.2, "dream/tv_share": 0.3} if tv else {}
             losses = {"loss/recon": 100.0 / episode, "loss/kl": 1.5, "loss/reward": 0.5, "loss/cont": 0.01}
             log.write(step, "train", {**losses, "loss/error_predictor": 0.3, "bonus/mean": 0.1, **by_tv})
         for arm in ("as_trained", "tv_off") if tv else ("as_trained",):
@@ -61,12 +61,16 @@ def test_a_tv_run_shows_all(tmp_path: Path) -> None:
     assert list(axes) == [
         "Return of the task",
         "Time in front of the TV",
+        "Coverage",
         "Intrinsic bonus",
         "World-model losses",
         "Error-predictor loss",
     ]
     assert labels(axes["Return of the task"]) == {"training episode", "mean of 5", "evaluation", "evaluation, TV off"}
-    assert "chance level 0.44" in labels(axes["Time in front of the TV"])
+    shares = {"training episode", "mean of 5", "evaluation", "in dreams", "chance level 0.44"}
+    assert labels(axes["Time in front of the TV"]) == shares
+    np.testing.assert_allclose(axes["Coverage"].lines[0].get_ydata(), 0.06 * np.arange(1, 11))
+    assert axes["Coverage"].get_ylim() == (0, 1)
     assert labels(axes["Intrinsic bonus"]) == {"TV on", "TV off"}
     assert axes["World-model losses"].get_yscale() == "log"
 
@@ -114,3 +118,20 @@ def test_nothing_to_draw_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to draw yet"):
         plot_run(tmp_path)
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_a_run_of_before_dreams_and_coverage_were_measured_is_still_drawn(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        for step in (100, 200):
+            log.write(step, "episode", {"return": -1.0, "length": 100, "tv_share": 0.5, "tv_chance": 0.25})
+    axes = axes_of(tmp_path)
+    assert list(axes) == ["Return of the task", "Time in front of the TV"]
+    assert labels(axes["Time in front of the TV"]) == {"training episode", "chance level 0.25"}
+
+
+def test_dreams_that_nothing_could_be_said_of_are_left_out(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        for step, share in ((100, math.nan), (200, 0.5), (300, math.nan), (400, 0.25)):
+            log.write(step, "train", {"dream/tv_share": share})
+    (line,) = axes_of(tmp_path)["Time in front of the TV"].lines
+    np.testing.assert_allclose(line.get_xdata(), [200, 400])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import math
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gymnasium as gym
 
-from dreamer_lpm.envs.wrappers import ActionRepeat, Picture, UnitActions, ZeroBased, action_spec
-from dreamer_lpm.noisy_tv import ImageSource, TVSpec, add_tv
+from dreamer_lpm.envs.wrappers import ActionRepeat, OneChoice, Picture, UnitActions, ZeroBased, action_spec
+from dreamer_lpm.noisy_tv import ImageSource, TVSpec, add_tv, measure_chance
 from dreamer_lpm.types import UserError
 
 
@@ -61,8 +64,9 @@ def make_env(cfg: EnvConfig, *, images: ImageSource | None = None) -> gym.Env[An
     """The env that the agent sees.
 
     Observations are (size, size, 3) uint8. Actions are Box(-1, 1, (A,), float32), where -1 and +1 are the env's true
-    low and high, or Discrete(n). ``info["env_steps"]`` counts the env steps behind each step, ``info["tv_on"]`` is
-    there if a TV is. ``reset(seed=s)`` determines the whole episode, the TV's pictures included.
+    low and high, or Discrete(n), where a MultiDiscrete is one choice among all its combinations. ``info["env_steps"]``
+    counts the env steps behind each step, ``info["tv_on"]`` is there if a TV is. ``reset(seed=s)`` determines the whole
+    episode, the TV's pictures included.
 
     Args:
         cfg: see there.
@@ -80,7 +84,24 @@ def make_env(cfg: EnvConfig, *, images: ImageSource | None = None) -> gym.Env[An
         env = add_tv(env, cfg.tv, images)
     if isinstance(env.action_space, gym.spaces.Box):
         return UnitActions(env)
-    return ZeroBased(env)
+    return OneChoice(env) if isinstance(env.action_space, gym.spaces.MultiDiscrete) else ZeroBased(env)
+
+
+def tv_chance(cfg: EnvConfig) -> float | None:
+    """Share of TV steps, in [0, 1], of an agent that chooses uniformly at random; None without a TV.
+
+    The trigger "state" is measured in 1,000 random steps, the others have a formula: ``TVSpec.chance_level``, of the
+    actions as the env has them. Raises what ``make_env`` raises.
+    """
+    if cfg.tv is None:
+        return None
+    suite = _suite(cfg.id)
+    with closing(suite.make(cfg.id, cfg.time_limit)) as env:
+        chance = cfg.tv.chance_level(env.action_space)
+    if not math.isnan(chance):
+        return chance
+    with closing(make_env(dataclasses.replace(cfg, tv=dataclasses.replace(cfg.tv, source="static", pool=None)))) as env:
+        return measure_chance(env)
 
 
 def _suite(env_id: str) -> Suite:

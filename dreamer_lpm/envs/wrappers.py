@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, SupportsFloat
 
 import cv2
@@ -10,6 +11,9 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
 from dreamer_lpm.types import ActionSpec, UserError
+
+# Combinations of a MultiDiscrete that become one choice each; more, and most of them would hardly ever be tried.
+MOST_CHOICES = 256
 
 
 def env_name(env: gym.Env[Any, Any]) -> str:
@@ -21,7 +25,8 @@ def env_name(env: gym.Env[Any, Any]) -> str:
 def action_spec(env: gym.Env[Any, Any]) -> ActionSpec:
     """What an actor must produce for ``env``.
 
-    A Box must be one row of floats with finite bounds (they need not be equal); a Discrete may start anywhere.
+    A Box must be one row of floats with finite bounds (they need not be equal); a Discrete may start anywhere. A
+    MultiDiscrete is one choice among all its combinations, of which there may be MOST_CHOICES.
 
     Raises:
         UserError: for every other action space, naming it.
@@ -29,8 +34,16 @@ def action_spec(env: gym.Env[Any, Any]) -> ActionSpec:
     space = env.action_space
     if isinstance(space, gym.spaces.Discrete):
         return ActionSpec("discrete", int(space.n))
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        choices = math.prod(space.nvec.ravel().tolist())
+        if choices > MOST_CHOICES:
+            fix = "fix or coarsen some of its parts with a gymnasium.ActionWrapper"
+            raise _unsupported(env, f"it has more than {MOST_CHOICES} combinations: {fix}")
+        return ActionSpec("discrete", choices)
     if not isinstance(space, gym.spaces.Box):
-        raise _unsupported(env, "wrap it so that its action space is a Box of one row of floats or a Discrete")
+        raise _unsupported(
+            env, "wrap it so that its action space is a Box of one row of floats, a Discrete or a MultiDiscrete"
+        )
     if len(space.shape) != 1 or space.shape[0] == 0:
         raise _unsupported(env, f"its shape is {space.shape}: flatten it to one row with a gymnasium.ActionWrapper")
     if not np.issubdtype(space.dtype, np.floating):
@@ -161,3 +174,22 @@ class ZeroBased(gym.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         return self.env.step(int(action) + self._start)
+
+
+class OneChoice(gym.Wrapper[Any, Any, Any, Any]):
+    """A MultiDiscrete action space becomes Discrete(n): one choice among all combinations, the last part fastest."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        space = env.action_space
+        assert isinstance(space, gym.spaces.MultiDiscrete), space
+        self._parts = space
+        self.action_space = gym.spaces.Discrete(action_spec(env).size)
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        return self.env.step(self.to_env(int(action)))
+
+    def to_env(self, action: int) -> np.ndarray:
+        """0 to n - 1 -> one choice for each part, as the env counts them."""
+        parts = np.asarray(np.unravel_index(action, self._parts.nvec.ravel())).reshape(self._parts.shape)
+        return (parts + self._parts.start).astype(self._parts.dtype)

@@ -24,20 +24,37 @@ a uniformly random policy would have, and with a ``sham`` twin whose button does
 >>> twin = add_tv(pixels, TVSpec(trigger="remote", control="sham"))
 >>> twin.action_space == env.action_space
 True
+
+``check_tv`` plays the env and holds it to all of this, whoever wrapped it; it raises where anything is broken:
+
+>>> check_tv(env)
 """
 
+from dreamer_lpm.noisy_tv.check import check_tv, measure_chance
+from dreamer_lpm.noisy_tv.condition import Condition
+from dreamer_lpm.noisy_tv.errors import NoisyTVError
 from dreamer_lpm.noisy_tv.images import ImageSource, TVImages, load_images
-from dreamer_lpm.noisy_tv.spec import NoisyTVError, TVSpec
-from dreamer_lpm.noisy_tv.wrapper import NoisyTV, NoisyTVWrapperContinuous, NoisyTVWrapperDiscrete, add_tv
+from dreamer_lpm.noisy_tv.spec import TVSpec
+from dreamer_lpm.noisy_tv.wrapper import (
+    NoisyTV,
+    NoisyTVWrapperContinuous,
+    NoisyTVWrapperDiscrete,
+    NoisyTVWrapperMultiDiscrete,
+    add_tv,
+)
 
 __all__ = [
+    "Condition",
     "ImageSource",
     "NoisyTV",
     "NoisyTVError",
     "NoisyTVWrapperContinuous",
     "NoisyTVWrapperDiscrete",
+    "NoisyTVWrapperMultiDiscrete",
     "TVImages",
     "TVSpec",
     "add_tv",
+    "check_tv",
     "load_images",
+    "measure_chance",
 ]

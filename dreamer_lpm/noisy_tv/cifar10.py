@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from dreamer_lpm.noisy_tv.errors import NoisyTVError
 from dreamer_lpm.noisy_tv.lazy import require
-from dreamer_lpm.noisy_tv.spec import NoisyTVError
 
 ARCHIVE_NAME = "cifar-10-binary.tar.gz"
 DATA_DIR_VARIABLE = "DREAMER_LPM_DATA"

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dreamer_lpm.noisy_tv import cifar10
+from dreamer_lpm.noisy_tv.errors import NoisyTVError
 from dreamer_lpm.noisy_tv.lazy import require
-from dreamer_lpm.noisy_tv.spec import FOLDER, SOURCES, NoisyTVError
+from dreamer_lpm.noisy_tv.spec import FOLDER, SOURCES
 
 Picture = NDArray[np.uint8]  # (h, w, 3), 0..255
 Pictures = Sequence[Picture] | Picture  # of any sizes, or (N, h, w, 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from dreamer_lpm.noisy_tv.spec import NoisyTVError
+from dreamer_lpm.noisy_tv.errors import NoisyTVError
 
 
 def require(module: str, package: str) -> Any:

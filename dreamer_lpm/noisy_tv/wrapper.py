@@ -9,75 +9,117 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from dreamer_lpm.noisy_tv.condition import Condition, parse
+from dreamer_lpm.noisy_tv.errors import NoisyTVError
 from dreamer_lpm.noisy_tv.images import ImageSource, Pool, load_images
-from dreamer_lpm.noisy_tv.spec import REMOTE_FIRES_ABOVE, NoisyTVError, TVSpec, unsupported
+from dreamer_lpm.noisy_tv.spec import REMOTE_FIRES_ABOVE, TVSpec, row_of, unsupported
 
 Frame = NDArray[np.uint8]  # (H, W, 3)
 
 # Key of the TV's own branch of the seed tree: an env seeded alike draws other numbers, and so do its spawned children,
 # whose keys count up from 0.
 _TV_BRANCH = 0x7E1E
+_COIN = 1  # key of the branch's own branch for the passive trigger: a sham tosses the same coins, and draws no pictures
 _SHARE_OF_SIDE = {"full": 1, "quadrant": 2, "patch": 4}
 
 
 class NoisyTV(gym.Wrapper[Frame, Any, Frame, Any], gym.utils.RecordConstructorArgs, ABC):
-    """What both TVs share: when triggered, a picture covers a region of the frame. Everything else passes through.
+    """What all TVs share: when triggered, a picture covers a region of the frame. Everything else passes through.
 
-    Observations of ``env`` are uint8 pictures (H, W, 3). ``images`` draws the pictures; None loads ``spec.source``,
-    which for "auto" and "cifar10" may download. Every ``info`` gets ``tv_on`` (bool: a picture of the TV is in this
-    frame) and ``tv_triggered`` (bool: this step switched it on, or would have done so were it no sham).
+    Observations of ``env`` are uint8 pictures (H, W, 3). ``images`` draws the pictures in place of ``spec.source``, of
+    which "auto" and "cifar10" may download; ``when`` decides for the trigger "state" in place of ``spec.when``. Every
+    ``info`` gets
 
-    The TV has a generator of its own, derived from each ``reset(seed=...)``, so equal seeds and actions show equal
-    pictures and the env's random numbers stay as they were; a reset without seed goes on with it. ``render()`` is the
-    env's own. Raises NoisyTVError where the env or its actions do not fit.
+    - ``tv_on`` (bool): a picture of the TV is in this frame;
+    - ``tv_mask``: where it is, bool (H, W), one read-only array for all frames; None while the TV is off;
+    - ``tv_new`` (bool): it is another picture than in the frame before, or there was none;
+    - ``tv_triggered`` (bool): this step switched it on, or would have done so were it no sham.
+
+    The TV has generators of its own, derived from each ``reset(seed=...)``, so equal seeds and actions show equal
+    pictures and the env's random numbers stay as they were; a reset without seed goes on with them. ``render()`` is the
+    env's own. Raises NoisyTVError where the env, its actions or the condition do not fit.
+
+    Attributes:
+        tv: the spec.
+        mask: bool (H, W), read-only: the region, whether or not something is shown there.
+        when: the condition of the trigger "state"; None for the other triggers.
     """
 
-    def __init__(self, env: gym.Env[Frame, Any], spec: TVSpec | None = None, images: ImageSource | None = None) -> None:
-        gym.utils.RecordConstructorArgs.__init__(self, _disable_deepcopy=True, spec=spec, images=images)
+    def __init__(
+        self,
+        env: gym.Env[Frame, Any],
+        spec: TVSpec | None = None,
+        images: ImageSource | None = None,
+        when: Condition | None = None,
+    ) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, _disable_deepcopy=True, spec=spec, images=images, when=when)
         super().__init__(env)
         self.tv = spec = spec or TVSpec()
+        self.when = _condition(spec, when)
         height, width = _frame_size(env.observation_space)
         share = _SHARE_OF_SIDE[spec.region]
         self._window = (slice(0, max(1, height // share)), slice(width - max(1, width // share), width))
+        self.mask = np.zeros((height, width), bool)
+        self.mask[self._window] = True
+        self.mask.flags.writeable = False
         self._images: ImageSource | None = None
         if spec.control is None:
             drawn = load_images(spec.source)[0] if images is None else images
             self._images = drawn if spec.pool is None else Pool(drawn, spec.pool)
-        self._rng = np.random.default_rng()
+        self._rng, self._coin = np.random.default_rng(), np.random.default_rng()
         self._picture: Frame | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         frame, info = self.env.reset(seed=seed, options=options)
         if seed is not None:
             self._rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_TV_BRANCH,)))
+            self._coin = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_TV_BRANCH, _COIN)))
         self._picture = None
-        return self._screen(frame, info, triggered=self.tv.trigger == "always")
+        return self._screen(frame, info, triggered=self.tv.trigger == "always" or self._calls(info, at_reset=True))
 
     def step(self, action: Any) -> tuple[Frame, SupportsFloat, bool, bool, dict[str, Any]]:
         env_action, chosen = self._read(action)
         frame, reward, terminated, truncated, info = self.env.step(env_action)
-        frame, info = self._screen(frame, info, triggered=chosen or self._unchosen())
+        frame, info = self._screen(frame, info, triggered=chosen or self._unchosen(info))
         return frame, reward, terminated, truncated, info
 
     @abstractmethod
     def _read(self, action: Any) -> tuple[Any, bool]:
         """The action for the env, and whether this action switches the TV on."""
 
-    def _unchosen(self) -> bool:
+    def _unchosen(self, info: dict[str, Any]) -> bool:
         if self.tv.trigger == "passive":
-            return bool(self._rng.random() < self.tv.probability)
-        return self.tv.trigger == "always"
+            return bool(self._coin.random() < self.tv.probability)
+        return self.tv.trigger == "always" or self._calls(info, at_reset=False)
+
+    def _calls(self, info: dict[str, Any], *, at_reset: bool) -> bool:
+        """Whether the state of the env calls for the TV."""
+        if self.when is None or self.tv.control == "off":
+            return False
+        try:
+            return bool(self.when(self.env.unwrapped, info))
+        except KeyError as missing:
+            if at_reset:
+                return False
+            known = ", ".join(map(str, info)) or "empty"
+            raise NoisyTVError(
+                f"the TV condition reads {missing}, which info has not: name what it has ({known})"
+            ) from missing
 
     def _screen(self, frame: Frame, info: dict[str, Any], triggered: bool) -> tuple[Frame, dict[str, Any]]:
         triggered = triggered and self.tv.control != "off"
+        before = self._picture
         if self.tv.persistence == "new":
             self._picture = None
         if triggered and self._images is not None:
             self._picture = self._draw(self._images, frame[self._window].shape)
+        told: dict[str, Any] = {"tv_on": False, "tv_mask": None, "tv_new": False, "tv_triggered": triggered}
         if self._picture is not None:
             frame = frame.copy()  # the env may own this array
             frame[self._window] = self._picture
-        return frame, {**info, "tv_on": self._picture is not None, "tv_triggered": triggered}
+            is_new = before is None or not np.array_equal(before, self._picture)
+            told |= {"tv_on": True, "tv_mask": self.mask, "tv_new": is_new}
+        return frame, {**info, **told}
 
     def _draw(self, images: ImageSource, shape: tuple[int, ...]) -> Frame:
         height, width, channels = shape
@@ -104,11 +146,17 @@ class NoisyTVWrapperContinuous(NoisyTV):
     [False, False, True, True]
     """
 
-    def __init__(self, env: gym.Env[Frame, Any], spec: TVSpec | None = None, images: ImageSource | None = None) -> None:
+    def __init__(
+        self,
+        env: gym.Env[Frame, Any],
+        spec: TVSpec | None = None,
+        images: ImageSource | None = None,
+        when: Condition | None = None,
+    ) -> None:
         space = env.action_space
         if not isinstance(space, gym.spaces.Box) or not np.issubdtype(space.dtype, np.floating):
             raise NoisyTVError(f"NoisyTVWrapperContinuous needs float Box actions, not {space}: use add_tv")
-        super().__init__(env, spec, images)
+        super().__init__(env, spec, images, when)
         self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
         self._remote = self.tv.trigger == "remote" and self.tv.control != "off"
         if self._remote:
@@ -142,11 +190,17 @@ class NoisyTVWrapperDiscrete(NoisyTV):
     [False, True, False]
     """
 
-    def __init__(self, env: gym.Env[Frame, Any], spec: TVSpec | None = None, images: ImageSource | None = None) -> None:
+    def __init__(
+        self,
+        env: gym.Env[Frame, Any],
+        spec: TVSpec | None = None,
+        images: ImageSource | None = None,
+        when: Condition | None = None,
+    ) -> None:
         space = env.action_space
         if not isinstance(space, gym.spaces.Discrete):
             raise NoisyTVError(f"NoisyTVWrapperDiscrete needs Discrete actions, not {space}: use add_tv")
-        super().__init__(env, spec, images)
+        super().__init__(env, spec, images, when)
         first, beyond = int(space.start), int(space.start + space.n)
         self._remote = self.tv.trigger == "remote" and self.tv.control != "off"
         self._switch: int | None = None
@@ -163,13 +217,83 @@ class NoisyTVWrapperDiscrete(NoisyTV):
         return (self.tv.noop if self._remote and chosen else action), chosen
 
 
-def add_tv(env: gym.Env[Frame, Any], spec: TVSpec | None = None, images: ImageSource | None = None) -> NoisyTV:
-    """The TV that fits the actions of ``env``. Raises NoisyTVError for actions that are neither Box nor Discrete."""
-    if isinstance(env.action_space, gym.spaces.Box):
-        return NoisyTVWrapperContinuous(env, spec, images)
-    if isinstance(env.action_space, gym.spaces.Discrete):
-        return NoisyTVWrapperDiscrete(env, spec, images)
+class NoisyTVWrapperMultiDiscrete(NoisyTV):
+    """The TV for a row of choices, MultiDiscrete.
+
+    Trigger "action": component ``spec.tv_component`` (default: the last) choosing ``spec.tv_action`` (default: its
+    last) switches the TV on, and still does its usual job. Trigger "remote": one more component of two choices; the
+    second switches the TV on and never reaches the env, which gets all other components as they are.
+
+    >>> cart = gym.wrappers.AddRenderObservation(gym.make("CartPole-v1", render_mode="rgb_array"))
+    >>> pixels = gym.wrappers.TransformAction(cart, lambda row: row[0], gym.spaces.MultiDiscrete([2, 3]))
+    >>> env = NoisyTVWrapperMultiDiscrete(pixels, TVSpec(source="static", tv_component=1, tv_action=0))
+    >>> frame, info = env.reset(seed=0)
+    >>> [env.step(np.array(row))[4]["tv_on"] for row in ((0, 1), (1, 0), (0, 2))]
+    [False, True, False]
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Frame, Any],
+        spec: TVSpec | None = None,
+        images: ImageSource | None = None,
+        when: Condition | None = None,
+    ) -> None:
+        space = env.action_space
+        if not isinstance(space, gym.spaces.MultiDiscrete):
+            raise NoisyTVError(f"NoisyTVWrapperMultiDiscrete needs MultiDiscrete actions, not {space}: use add_tv")
+        super().__init__(env, spec, images, when)
+        self._remote = self.tv.trigger == "remote" and self.tv.control != "off"
+        if self._remote:
+            self._component, self._switch = row_of(space), 1
+            nvec, start = np.append(space.nvec, 2), np.append(space.start, 0)
+            self.action_space = gym.spaces.MultiDiscrete(nvec, space.dtype, start=start)
+        elif self.tv.trigger == "action":
+            self._component = self.tv.component_of(space)
+            first = int(space.start[self._component])
+            beyond = first + int(space.nvec[self._component])
+            self._switch = beyond - 1 if self.tv.tv_action is None else self.tv.tv_action
+            _require_action("tv_action", self._switch, first, beyond)
+
+    def _read(self, action: Any) -> tuple[Any, bool]:
+        if not self._remote and self.tv.trigger != "action":
+            return action, False
+        return (action[:-1] if self._remote else action), bool(action[self._component] == self._switch)
+
+
+_WRAPPERS: dict[type[gym.Space[Any]], type[NoisyTV]] = {
+    gym.spaces.Box: NoisyTVWrapperContinuous,
+    gym.spaces.Discrete: NoisyTVWrapperDiscrete,
+    gym.spaces.MultiDiscrete: NoisyTVWrapperMultiDiscrete,
+}
+
+
+def add_tv(
+    env: gym.Env[Frame, Any],
+    spec: TVSpec | None = None,
+    images: ImageSource | None = None,
+    when: Condition | None = None,
+) -> NoisyTV:
+    """The TV that fits the actions of ``env``: Box, Discrete or MultiDiscrete. The arguments are those of NoisyTV.
+
+    Raises NoisyTVError for other actions, and whatever else does not fit.
+    """
+    for space, wrapper in _WRAPPERS.items():
+        if isinstance(env.action_space, space):
+            return wrapper(env, spec, images, when)
     raise unsupported(env.action_space)
+
+
+def _condition(spec: TVSpec, when: Condition | None) -> Condition | None:
+    if spec.trigger != "state":
+        if when is not None:
+            raise NoisyTVError(f'the TV trigger {spec.trigger!r} reads no condition: use trigger "state", or no `when`')
+        return None
+    if when is not None:
+        return when
+    if spec.when is None:
+        raise NoisyTVError('the TV trigger "state" needs a condition: give `when`, such as "cos(state[0]) > 0.9"')
+    return parse(spec.when)
 
 
 def _frame_size(space: gym.Space[Any]) -> tuple[int, int]:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from gymnasium.error import DependencyNotInstalled
 
-from dreamer_lpm.envs import SUITES, EnvConfig, action_spec, check_env, make_env
+from dreamer_lpm.envs import SUITES, EnvConfig, action_spec, check_env, make_env, tv_chance
 from dreamer_lpm.envs.suites import gymnasium as suite_module
-from dreamer_lpm.noisy_tv import TVSpec
+from dreamer_lpm.noisy_tv import TVSpec, check_tv
 from dreamer_lpm.types import ActionSpec, UserError
 from tests.envs import third_party
 from tests.probes.counter_env import CounterEnv
@@ -27,6 +27,7 @@ SPECS = {
     "Acrobot-v1": ActionSpec("discrete", 3),
     "MountainCarContinuous-v0": ActionSpec("continuous", 1),
     third_party.ENV_ID: ActionSpec("continuous", 3),
+    third_party.SWITCHES_ID: ActionSpec("discrete", 24),
 }
 
 
@@ -58,7 +59,63 @@ def test_every_env_keeps_the_contract_behind_a_tv(env_id: str, trigger: Any) -> 
     env = make_env(EnvConfig(id=env_id, tv=TVSpec(source="static", trigger=trigger)))
     assert action_spec(env).size == SPECS[env_id].size + (trigger == "remote")
     check_env(env, steps=25)
+    check_tv(env, steps=25)
     env.close()
+
+
+@pytest.mark.parametrize(("trigger", "size"), [("action", 24), ("remote", 48), ("passive", 24)])
+def test_a_row_of_choices_behind_a_tv_is_one_choice(trigger: Any, size: int) -> None:
+    env = make_env(EnvConfig(id=third_party.SWITCHES_ID, tv=TVSpec(source="static", trigger=trigger)))
+    assert env.action_space == gym.spaces.Discrete(size)
+    check_env(env, steps=40)
+    check_tv(env, steps=40)
+
+
+def test_every_combination_of_choices_is_played_once() -> None:
+    env = make_env(EnvConfig(id=third_party.SWITCHES_ID))
+    env.reset(seed=0)
+    for action in range(24):
+        env.step(action)
+    dots: Any = env.unwrapped
+    assert [row.tolist() for row in dots.received] == [[a, b, c] for a in (0, 1) for b in (-1, 0, 1) for c in range(4)]
+    assert dots.received[0].dtype == np.int64
+
+
+def test_a_button_is_one_part_of_the_choice() -> None:
+    env = make_env(EnvConfig(id=third_party.SWITCHES_ID, tv=TVSpec(source="static", trigger="remote")))
+    env.reset(seed=0)
+    assert [env.step(action)[4]["tv_on"] for action in (0, 1, 46, 47)] == [False, True, False, True]
+    dots: Any = env.unwrapped
+    assert [row.tolist() for row in dots.received] == [[0, -1, 0]] * 2 + [[1, 1, 3]] * 2
+
+
+def test_a_button_can_be_one_choice_too_many() -> None:
+    class Many(third_party.Switches):
+        def __init__(self, render_mode: str | None = None) -> None:
+            super().__init__(render_mode)
+            self.action_space = gym.spaces.MultiDiscrete([2, 8, 16])
+
+    cfg = register("DreamerLPMTest/Many-v0", Many)
+    assert make_env(cfg).action_space == gym.spaces.Discrete(256)
+    with pytest.raises(UserError, match="it has more than 256 combinations") as error:
+        make_env(EnvConfig(id=cfg.id, tv=TVSpec(source="static", trigger="remote")))
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "tv", "chance"),
+    [
+        ("CartPole-v1", None, None),
+        ("Pendulum-v1", TVSpec(), 0.25),
+        ("CartPole-v1", TVSpec(trigger="remote"), 1 / 3),
+        (third_party.SWITCHES_ID, TVSpec(), 1 / 4),
+        (third_party.SWITCHES_ID, TVSpec(trigger="remote"), 1 / 2),
+        (third_party.ENV_ID, TVSpec(trigger="state", when="place[0] < 0.25"), 0.25),
+        (third_party.ENV_ID, TVSpec(trigger="state", when="place[0] < 0.25", control="sham"), 0.0),
+    ],
+)
+def test_the_chance_level_is_that_of_the_envs_own_actions(env_id: str, tv: TVSpec | None, chance: float | None) -> None:
+    assert tv_chance(EnvConfig(id=env_id, tv=tv)) == (None if chance is None else pytest.approx(chance, abs=0.05))
 
 
 def test_the_pendulum_is_the_right_way_up_and_in_rgb() -> None:
@@ -297,7 +354,8 @@ def test_a_renderer_that_fails(failure: Exception, fix: str) -> None:
     ("space", "fix"),
     [
         (gym.spaces.MultiBinary(3), "wrap it so that"),
-        (gym.spaces.MultiDiscrete([2, 3]), "wrap it so that"),
+        (gym.spaces.MultiDiscrete([2] * 9), "it has more than 256 combinations: fix or coarsen"),
+        (gym.spaces.MultiDiscrete([9] * 99), "it has more than 256"),
         (gym.spaces.Dict({"a": gym.spaces.Discrete(2), "b": gym.spaces.Box(-1, 1, (300,))}), "wrap it so that"),
         (gym.spaces.Box(-1, 1, (2, 3)), r"its shape is \(2, 3\): flatten it"),
         (gym.spaces.Box(-1, 1, ()), r"its shape is \(\): flatten it"),

@@ -138,6 +138,16 @@ MAKERS: dict[str, Callable[[], gym.Env[Any, Any]]] = {
             id=third_party.ENV_ID, tv=TVSpec(source="static", trigger="passive", probability=0.5, persistence="sticky")
         )
     ),
+    "dots-sticky-pool": lambda: make_env(
+        EnvConfig(
+            id=third_party.ENV_ID,
+            tv=TVSpec(source="static", trigger="remote", persistence="sticky", pool=3, region="patch"),
+        )
+    ),
+    "dots-state": lambda: make_env(
+        EnvConfig(id=third_party.ENV_ID, tv=TVSpec(source="static", trigger="state", when="place[0] > 0.5"))
+    ),
+    "switches": lambda: make_env(EnvConfig(id=third_party.SWITCHES_ID, tv=TVSpec(source="static", trigger="remote"))),
 }
 
 
@@ -171,6 +181,20 @@ def test_tv_pictures_differ_between_envs_and_episodes() -> None:
     assert len({picture.tobytes() for row in rows for picture in row["obs"]}) == 8
 
 
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("persistence", ["new", "sticky"])
+def test_a_pool_is_the_same_pictures_in_every_env_episode_and_seed(size: int, persistence: Any) -> None:
+    """A TV of one picture can be learned only if it never is another."""
+    tv = TVSpec(source="static", trigger="remote", persistence=persistence, pool=size)
+    shown = []
+    for seed in (5, 6):
+        envs = Envs(partial(make_env, EnvConfig(id=third_party.ENV_ID, time_limit=6, tv=tv)), num_envs=2, seed=seed)
+        rows = [envs.reset_row(), *play(envs, 60)]
+        shown.append({row["obs"][i].tobytes() for row in rows for i in range(2) if row["tv_on"][i]})
+    assert shown[0] == shown[1]
+    assert len(shown[0]) == size
+
+
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 @pytest.mark.parametrize("played", [0, 3, 6, 7, 20])
 def test_a_restored_run_goes_on_with_equal_rows(make: Callable[[], gym.Env[Any, Any]], played: int) -> None:
@@ -188,8 +212,9 @@ def test_a_restored_run_goes_on_with_equal_rows(make: Callable[[], gym.Env[Any, 
     assert restored.state_dict() == envs.state_dict()
 
 
-def test_the_restored_tv_was_really_on() -> None:
-    envs = Envs(MAKERS["pendulum-tv"], num_envs=2, seed=5)
+@pytest.mark.parametrize("name", ["pendulum-tv", "dots-passive", "dots-sticky-pool", "dots-state", "switches"])
+def test_the_restored_tv_was_really_on(name: str) -> None:
+    envs = Envs(MAKERS[name], num_envs=2, seed=5)
     envs.reset_row()
     tv_on = np.stack([row["tv_on"] for row in play(envs, 20)])
     assert 0 < tv_on.mean() < 1

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 ENV_ID = "DreamerLPMTest/Dots-v0"
+SWITCHES_ID = "DreamerLPMTest/Switches-v0"
 LOW = np.array([-0.3, 0.1, -7.0])
 HIGH = np.array([0.7, 0.2, 1.0])
 
@@ -47,7 +48,16 @@ class Dots(gym.Env[np.ndarray, np.ndarray]):
         return picture
 
 
+class Switches(Dots):
+    """Dots that three switches push: of 2, 3 and 4 positions, the second counted from -1."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+        self.action_space = gym.spaces.MultiDiscrete([2, 3, 4], start=[0, -1, 0])  # type: ignore[assignment]
+
+
 def register() -> None:
-    """Makes ``ENV_ID`` known to Gymnasium; may be called again."""
+    """Makes both ids known to Gymnasium; may be called again."""
     if ENV_ID not in gym.registry:
         gym.register(ENV_ID, entry_point=Dots, max_episode_steps=20)
+        gym.register(SWITCHES_ID, entry_point=Switches, max_episode_steps=20)

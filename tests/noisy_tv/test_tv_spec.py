@@ -2,18 +2,21 @@
 
 import doctest
 import importlib
-from dataclasses import asdict
+import json
+from dataclasses import asdict, replace
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamer_lpm.noisy_tv import NoisyTVError, TVSpec
+from dreamer_lpm.settings import from_plain, read_file, to_plain
 
 
-@pytest.mark.parametrize("module", ["", ".spec", ".wrapper", ".images", ".cifar10"])
+@pytest.mark.parametrize("module", ["", ".spec", ".wrapper", ".condition", ".check", ".images", ".cifar10"])
 def test_examples_in_the_docstrings_run(module):
     assert doctest.testmod(importlib.import_module("dreamer_lpm.noisy_tv" + module)).failed == 0
 
@@ -23,7 +26,9 @@ def test_examples_in_the_docstrings_run(module):
     [
         ({"source": "imagenet"}, "use one of auto, cifar10, photos, static, digits or folder:PATH"),
         ({"source": "folder:"}, "use folder:PATH"),
-        ({"trigger": "state"}, "use one of action, remote, passive, always"),
+        ({"trigger": "magic"}, "use one of action, remote, passive, always, state"),
+        ({"when": "state[0] > 0"}, 'use trigger "state"'),
+        ({"trigger": "state", "when": "state[0]"}, "compare numbers, as in"),
         ({"region": "half"}, "use one of full, quadrant, patch"),
         ({"persistence": "old"}, "use one of new, sticky"),
         ({"control": "on"}, "use one of None, off, sham"),
@@ -45,29 +50,62 @@ def test_the_error_is_a_value_error_of_one_line():
     assert "\n" not in str(caught.value)
 
 
-def test_a_spec_survives_a_config_file():
-    spec = TVSpec(source="folder:pictures", trigger="remote", pool=4, control="sham")
-    assert TVSpec(**asdict(spec)) == spec
+SPECS = [
+    TVSpec(),
+    TVSpec(source="folder:pictures", trigger="remote", noop=1, pool=4, control="sham"),
+    TVSpec(source="digits", threshold=0.5, tv_action=2, tv_component=0, region="patch", persistence="sticky"),
+    TVSpec(trigger="passive", probability=0.5, control="off"),
+    TVSpec(trigger="state", when='cos(state[0]) > 0.9 and info["x"] < 1'),
+]
 
 
-@pytest.mark.parametrize("trigger", ["action", "remote", "passive", "always"])
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_a_spec_survives_a_toml_file(spec, tmp_path):
+    path = tmp_path / "mine.toml"
+    written = {name: value for name, value in asdict(spec).items() if value is not None}  # TOML has no null
+    path.write_text("[tv]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in written.items()))
+    assert from_plain(TVSpec, read_file(path)["tv"]) == spec
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_a_spec_survives_its_record_and_the_command_line(spec):
+    assert from_plain(TVSpec, json.loads(json.dumps(to_plain(spec)))) == spec
+    flags = [(f"--{name.replace('_', '-')}", str(value)) for name, value in asdict(spec).items()]
+    assert tyro.cli(TVSpec, args=[word for flag in flags for word in flag]) == spec
+
+
+def test_every_flag_says_what_it_does(capsys):
+    with pytest.raises(SystemExit):
+        tyro.cli(TVSpec, args=["--help"])
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for said in ("photos (crops of photographs, offline)", "what is true of the env", "the condition, over numbers of"):
+        assert said.lower() in words.lower()
+
+
+@pytest.mark.parametrize("trigger", ["action", "remote", "passive", "always", "state"])
 @pytest.mark.parametrize("persistence", ["new", "sticky"])
 @pytest.mark.parametrize("control", [None, "off", "sham"])
 def test_the_description_is_one_sentence(trigger, persistence, control):
     text = TVSpec(trigger=trigger, persistence=persistence, control=control).describe()
+    assert text == str(TVSpec(trigger=trigger, persistence=persistence, control=control))
     assert text.endswith(".")
     assert "\n" not in text
 
 
 def test_descriptions_tell_specs_apart():
     specs = [
-        TVSpec(trigger=t, persistence=p) for t in ("action", "remote", "passive", "always") for p in ("new", "sticky")
+        TVSpec(trigger=t, persistence=p)
+        for t in ("action", "remote", "passive", "always", "state")
+        for p in ("new", "sticky")
     ]
+    specs += [TVSpec(tv_action=1), TVSpec(tv_component=1), TVSpec(tv_action=1, tv_component=0)]
+    specs += [TVSpec(trigger="state", when="a > 1"), TVSpec(trigger="state", when="a > 2")]
     assert len({spec.describe() for spec in specs}) == len(specs)
 
 
 BOX = gym.spaces.Box(-2, 2, (3,), np.float32)
 CHOICES = gym.spaces.Discrete(4)
+ROW = gym.spaces.MultiDiscrete([2, 4, 5])
 
 
 @pytest.mark.parametrize(
@@ -77,6 +115,9 @@ CHOICES = gym.spaces.Discrete(4)
         (TVSpec(threshold=0.5), BOX, 0.875),
         (TVSpec(threshold=0), BOX, 1.0),
         (TVSpec(), CHOICES, 0.25),
+        (TVSpec(), ROW, 0.2),
+        (TVSpec(tv_component=1, tv_action=0), ROW, 0.25),
+        (TVSpec(trigger="remote"), ROW, 0.5),
         (TVSpec(trigger="remote"), BOX, 0.25),
         (TVSpec(trigger="remote"), CHOICES, 0.2),
         (TVSpec(trigger="passive", probability=0.1), BOX, 0.1),
@@ -97,6 +138,13 @@ def test_sticky_chance_is_the_mean_over_the_steps_of_having_fired(steps, probabi
     spec = TVSpec(trigger="passive", probability=probability, persistence="sticky")
     having_fired = [1 - (1 - probability) ** t for t in range(1, steps + 1)]
     assert spec.chance_level(CHOICES, steps) == pytest.approx(np.mean(having_fired))
+
+
+@pytest.mark.parametrize("persistence", ["new", "sticky"])
+def test_no_formula_knows_where_chance_leads_an_env(persistence):
+    spec = TVSpec(trigger="state", when="state[0] > 0", persistence=persistence)
+    assert np.isnan(spec.chance_level(BOX))
+    assert replace(spec, control="sham").chance_level(BOX) == 0
 
 
 def test_spaces_the_tv_cannot_read_have_no_chance_level():

@@ -14,59 +14,27 @@ from dreamer_lpm.noisy_tv import (
     NoisyTVError,
     NoisyTVWrapperContinuous,
     NoisyTVWrapperDiscrete,
+    NoisyTVWrapperMultiDiscrete,
     TVSpec,
     add_tv,
 )
-from dreamer_lpm.noisy_tv.images import static
+from tests.noisy_tv.drift import (
+    HEIGHT,
+    PUSHES,
+    SWITCHES,
+    UNEQUAL,
+    WIDTH,
+    ClaimsToBeOn,
+    DrawsFromTheEnv,
+    Drift,
+    FiresByChance,
+    RewardFree,
+    play,
+    sampled_actions,
+    tv,
+)
 
-HEIGHT, WIDTH = 24, 20
-UNEQUAL = gym.spaces.Box(np.float32([-1, 0, -10]), np.float32([1, 4, 30]))
-PUSHES = gym.spaces.Discrete(3, start=5)
-
-
-class Drift(gym.Env[np.ndarray, Any]):
-    """A point that actions and the env's own noise push about; its picture, always the same array, tells its state."""
-
-    def __init__(self, action_space: gym.Space[Any]) -> None:
-        self.action_space = action_space
-        self.observation_space = gym.spaces.Box(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
-        self.state = np.zeros(2)  # position, steps
-        self.actions: list[Any] = []
-        self._buffer = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-
-    def _frame(self) -> np.ndarray:
-        ramp = np.arange(self._buffer.size).reshape(self._buffer.shape)
-        self._buffer[:] = (ramp * 7 + np.abs(self.state * [1000, 1]).astype(int).sum()) % 256
-        return self._buffer
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.state = np.array([self.np_random.normal(), 0.0])
-        return self._frame(), {"options": options}
-
-    def step(self, action):
-        self.actions.append(action)
-        self.state += [float(np.sum(action)) * 0.01 + self.np_random.normal() * 0.1, 1]
-        return self._frame(), float(self.state[0]), bool(abs(self.state[0]) > 1.5), bool(self.state[1] >= 12), {}
-
-
-def tv(spec: TVSpec, space: gym.Space[Any] = PUSHES, cls: Any = None, images: Any = static) -> NoisyTV:
-    return (cls or add_tv)(Drift(space), spec, images)
-
-
-def sampled_actions(env: gym.Env, seed: int, steps: int) -> list[Any]:
-    env.action_space.seed(seed)
-    return [env.action_space.sample() for _ in range(steps)]
-
-
-def play(env: NoisyTV, seed: int, actions: list[Any]) -> list[tuple[np.ndarray, bool]]:
-    """(frame, tv_on) of a reset and of every step."""
-    frame, info = env.reset(seed=seed)
-    seen = [(frame.copy(), info["tv_on"])]
-    for action in actions:
-        frame, *_, info = env.step(action)
-        seen.append((frame.copy(), info["tv_on"]))
-    return seen
+SPACES = [UNEQUAL, PUSHES, SWITCHES]
 
 
 def assert_env_never_notices(env: NoisyTV, seed: int = 0, steps: int = 8) -> None:
@@ -97,7 +65,8 @@ def assert_tv_on_is_the_truth(spec: TVSpec, frame: np.ndarray, clean: np.ndarray
 specs = st.builds(
     TVSpec,
     source=st.just("static"),
-    trigger=st.sampled_from(["action", "remote", "passive", "always"]),
+    trigger=st.sampled_from(["action", "remote", "passive", "always", "state"]),
+    when=st.none(),
     threshold=st.floats(0, 0.99),
     region=st.sampled_from(["full", "quadrant", "patch"]),
     persistence=st.sampled_from(["new", "sticky"]),
@@ -107,42 +76,11 @@ specs = st.builds(
 )
 
 
-@given(spec=specs, space=st.sampled_from([UNEQUAL, PUSHES]), seed=st.integers(0, 2**32))
+@given(spec=specs, space=st.sampled_from(SPACES), seed=st.integers(0, 2**32))
 @settings(deadline=None, max_examples=150)
 def test_the_env_never_notices_any_tv(spec, space, seed):
-    assert_env_never_notices(tv(spec, space), seed)
-
-
-class RewardFree(NoisyTVWrapperDiscrete):
-    """Planted mistake: no reward while the TV is on."""
-
-    def step(self, action):
-        frame, reward, terminated, truncated, info = super().step(action)
-        return frame, 0.0 if info["tv_on"] else reward, terminated, truncated, info
-
-
-class DrawsFromTheEnv(NoisyTVWrapperDiscrete):
-    """Planted mistake: the env's generator draws the pictures."""
-
-    def reset(self, *, seed=None, options=None):
-        answer = super().reset(seed=seed, options=options)
-        self._rng = self.unwrapped.np_random
-        return answer
-
-
-class ClaimsToBeOn(NoisyTVWrapperDiscrete):
-    """Planted mistake: tells of a TV that is not there."""
-
-    def step(self, action):
-        frame, reward, terminated, truncated, info = super().step(action)
-        return frame, reward, terminated, truncated, {**info, "tv_on": True}
-
-
-class FiresByChance(NoisyTVWrapperDiscrete):
-    """Planted mistake: a coin, not the action, switches a discrete TV on."""
-
-    def _read(self, action):
-        return action, bool(self._rng.random() < 1 / 3)
+    when = (lambda env, info: env.state[1] % 2) if spec.trigger == "state" else None
+    assert_env_never_notices(tv(spec, space, when=when), seed)
 
 
 @pytest.mark.parametrize("mistake", [RewardFree, DrawsFromTheEnv, ClaimsToBeOn])
@@ -234,9 +172,123 @@ def test_remote_on_discrete_actions_is_one_more_action_that_does_nothing_else():
     assert env.unwrapped.actions == [5, 6, 7, 6, 6, 6]
 
 
-@pytest.mark.parametrize("space", [UNEQUAL, PUSHES])
-def test_a_sham_has_the_same_button_and_nothing_happens(space):
-    spec = {"source": "static", "trigger": "remote", "noop": 6}
+@pytest.mark.parametrize(
+    ("component", "choice", "shown"),
+    [
+        (None, None, [False, True, False, True, False]),  # the last choice of the last component
+        (None, 0, [True, False, False, False, True]),
+        (0, None, [False, False, False, True, True]),
+        (1, None, [False, True, False, False, True]),
+        (1, -1, [True, False, False, True, False]),
+    ],
+)
+def test_one_choice_of_one_component_switches_and_still_does_its_job(component, choice, shown):
+    env = tv(TVSpec(source="static", tv_component=component, tv_action=choice), SWITCHES)
+    rows = [np.array(row) for row in ([0, -1, 0], [0, 2, 4], [0, 0, 2], [1, -1, 4], [1, 2, 0])]
+    assert [tv_on for _, tv_on in play(env, 0, rows)[1:]] == shown
+    np.testing.assert_array_equal(env.unwrapped.actions, rows)
+    assert env.action_space == SWITCHES
+
+
+def test_remote_on_a_row_of_choices_is_one_more_choice_of_two_that_the_env_never_sees():
+    env = tv(TVSpec(source="static", trigger="remote"), SWITCHES)
+    assert env.action_space == gym.spaces.MultiDiscrete([2, 4, 5, 2], start=[0, -1, 0, 0])
+    rows = [np.array(row) for row in ([0, -1, 0, 0], [1, 2, 4, 0], [1, 2, 4, 1], [0, -1, 0, 1])]
+    assert [tv_on for _, tv_on in play(env, 0, rows)[1:]] == [False, False, True, True]
+    np.testing.assert_array_equal(env.unwrapped.actions, [row[:3] for row in rows])
+    assert all(SWITCHES.contains(action) for action in env.unwrapped.actions)
+
+
+def late(env, info):
+    return env.state[1] >= 3
+
+
+@pytest.mark.parametrize("given", [{"when": "state[1] >= 3"}, late])
+@pytest.mark.parametrize("space", SPACES)
+def test_a_state_switches_the_frame_that_shows_it(space, given):
+    text, function = (given["when"], None) if isinstance(given, dict) else (None, given)
+    actions = sampled_actions(Drift(space), 0, 5)
+    arms = {}
+    for control in (None, "sham", "off"):
+        env = tv(TVSpec(source="static", trigger="state", when=text, control=control), space, when=function)
+        assert env.action_space == space
+        env.reset(seed=0)
+        infos = [env.step(action)[4] for action in actions]
+        arms[control] = ([info["tv_on"] for info in infos], [info["tv_triggered"] for info in infos])
+    truth = [False, False, True, True, True]
+    assert arms == {None: (truth, truth), "sham": ([False] * 5, truth), "off": ([False] * 5, [False] * 5)}
+
+
+def test_a_state_holds_at_a_reset_too_and_what_a_reset_does_not_tell_counts_as_no():
+    assert tv(TVSpec(source="static", trigger="state", when="state[1] == 0")).reset(seed=0)[1]["tv_on"]
+    for spec, function in (({"when": "info.steps >= 0"}, None), ({}, lambda env, info: info["steps"] >= 0)):
+        env = tv(TVSpec(source="static", trigger="state", **spec), when=function)
+        assert env.reset(seed=0)[1]["tv_on"] is False
+        assert env.step(5)[4]["tv_on"] is True
+        assert env.reset()[1]["tv_on"] is False
+
+
+def test_a_condition_on_what_info_never_tells_is_an_error_at_the_first_step():
+    env = tv(TVSpec(source="static", trigger="state", when="info.speed > 0"))
+    env.reset(seed=0)
+    with pytest.raises(NoisyTVError, match=r"reads 'speed', which info has not: name what it has \(steps\)"):
+        env.step(5)
+
+
+def test_a_condition_that_nobody_would_read_is_refused():
+    with pytest.raises(NoisyTVError, match="reads no condition"):
+        tv(TVSpec(source="static"), when=late)
+
+
+def test_info_tells_where_the_picture_is_and_whether_it_is_another():
+    env = tv(TVSpec(source="static", persistence="sticky", region="quadrant"))
+    env.reset(seed=0)
+    infos = [env.step(action)[4] for action in (5, 7, 5, 7, 6)]
+    assert [info["tv_new"] for info in infos] == [False, True, False, True, False]
+    assert infos[0]["tv_mask"] is None
+    masks = [info["tv_mask"] for info in infos[1:]]
+    assert all(mask is env.mask for mask in masks)
+    expected = np.zeros((HEIGHT, WIDTH), bool)
+    expected[:12, 10:] = True
+    np.testing.assert_array_equal(env.mask, expected)
+    with pytest.raises(ValueError, match="read-only"):
+        env.mask[0, 0] = True
+
+
+def test_one_picture_is_new_only_when_it_comes_on():
+    env = tv(TVSpec(source="static", pool=1))
+    env.reset(seed=0)
+    assert [env.step(action)[4]["tv_new"] for action in (7, 7, 7, 5, 7)] == [True, False, False, False, True]
+    env.reset(seed=0)
+    assert env.step(7)[4]["tv_new"] is True
+
+
+@pytest.mark.parametrize("first", [5, 7])
+def test_vector_envs_of_gymnasium_carry_the_info(first):
+    envs = gym.vector.SyncVectorEnv([lambda: tv(TVSpec(source="static"))] * 2)
+    envs.reset(seed=0)
+    infos = envs.step(np.array([first, 12 - first]))[4]
+    assert infos["tv_on"].tolist() == [first == 7, first == 5]
+    watching = int(first == 5)
+    assert infos["tv_mask"][watching].all()
+    assert not np.any(infos["tv_mask"][1 - watching])
+
+
+def test_pictures_come_from_a_branch_of_the_seed_and_from_nothing_else():
+    """What earlier releases showed for a seed is what this one shows."""
+    rng = np.random.default_rng(np.random.SeedSequence(9, spawn_key=(0x7E1E,)))
+    expected = [rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8) for _ in range(3)]
+    for spec in (TVSpec(source="static"), TVSpec(source="static", trigger="remote", noop=6)):
+        env = tv(spec)
+        press = env.action_space.start + env.action_space.n - 1
+        seen = [frame for frame, tv_on in play(env, 9, [press, 5, press, press]) if tv_on]
+        np.testing.assert_array_equal(seen, expected)
+
+
+@pytest.mark.parametrize("trigger", ["action", "remote", "passive"])
+@pytest.mark.parametrize("space", SPACES)
+def test_a_sham_has_the_same_button_and_nothing_happens(space, trigger):
+    spec = {"source": "static", "trigger": trigger, "noop": 6}
     real, sham = tv(TVSpec(**spec), space), tv(TVSpec(**spec, control="sham"), space)
     assert sham.action_space == real.action_space
     actions = sampled_actions(real, 1, 40)
@@ -250,7 +302,7 @@ def test_a_sham_has_the_same_button_and_nothing_happens(space):
     assert {True, False} == set(pressed)
 
 
-@pytest.mark.parametrize("space", [UNEQUAL, PUSHES])
+@pytest.mark.parametrize("space", SPACES)
 def test_off_has_no_button(space):
     env = tv(TVSpec(source="static", trigger="remote", control="off"), space)
     assert env.action_space == space
@@ -264,7 +316,7 @@ def test_controls_load_no_pictures():
         add_tv(Drift(PUSHES), TVSpec(source="folder:/nowhere"))
 
 
-@pytest.mark.parametrize("space", [UNEQUAL, PUSHES])
+@pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("trigger", ["action", "remote", "passive", "always"])
 @pytest.mark.parametrize("persistence", ["new", "sticky"])
 def test_chance_level_is_what_random_play_measures(space, trigger, persistence):
@@ -376,6 +428,12 @@ def test_an_env_without_pictures_is_told_how_to_get_them(shape, dtype):
         (gym.spaces.Box(-1, 1, (2, 2)), {"trigger": "remote"}, "flatten the actions"),
         (PUSHES, {"tv_action": 8}, "TV tv_action 8 is no action of this env: use one of 5 to 7"),
         (PUSHES, {"trigger": "remote"}, "TV noop 0 is no action of this env: use one of 5 to 7"),
+        (SWITCHES, {"tv_component": 3}, "TV tv_component 3 is no component of this env's actions: use 0 to 2"),
+        (SWITCHES, {"tv_component": -1}, "use 0 to 2"),
+        (SWITCHES, {"tv_component": 1, "tv_action": 3}, "TV tv_action 3 is no action of this env: use one of -1 to 2"),
+        (gym.spaces.MultiDiscrete([[2, 2]]), {}, "flatten the actions"),
+        (gym.spaces.MultiDiscrete([[2, 2]]), {"trigger": "remote"}, "flatten the actions"),
+        (PUSHES, {"trigger": "state"}, 'the TV trigger "state" needs a condition: give `when`'),
     ],
 )
 def test_actions_that_do_not_fit_name_the_fix(space, spec, fix):
@@ -388,6 +446,8 @@ def test_each_sister_refuses_the_actions_of_the_other():
         tv(TVSpec(), PUSHES, NoisyTVWrapperContinuous)
     with pytest.raises(NoisyTVError, match="use add_tv"):
         tv(TVSpec(), UNEQUAL, NoisyTVWrapperDiscrete)
+    with pytest.raises(NoisyTVError, match="use add_tv"):
+        tv(TVSpec(), PUSHES, NoisyTVWrapperMultiDiscrete)
 
 
 def test_unbounded_actions_can_have_a_remote():

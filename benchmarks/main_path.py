@@ -28,7 +28,7 @@ ARMS = {
     "clean_lpm": ["--steps", "10000"],
     "tv_lpm": ["--steps", "10000", "--noisy-tv", "--tv-images", "photos"],
     "tv_lpm_no_gate": ["--steps", "10000", "--noisy-tv", "--tv-images", "photos", "--world.rssm.no-noise-gate"],
-    "cartpole": ["--steps", "30000", "--env-name", "CartPole-v1"],
+    "cartpole": ["--steps", "30000", "--env-name", "CartPole-v1", "--update-every", "5"],
 }
 THRESHOLDS = (-300, -250, -200)
 EPISODES = 5  # in the mean that must pass a threshold

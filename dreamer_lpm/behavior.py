@@ -60,8 +60,10 @@ class Actor(nn.Module):
 
     def _normal(self, feat: Tensor) -> tuple[Tensor, Tensor]:
         mean, raw = self.net(feat).float().chunk(2, -1)
+        # Begins in the middle of the range of stds, 0.55. From 0.9, where DreamerV3 begins, every other action was
+        # violent enough for the guide's TV, and the model saw too little of what actions do.
         span = self.cfg.max_std - self.cfg.min_std
-        return torch.tanh(mean), self.cfg.min_std + span * torch.sigmoid(raw + 2.0)
+        return torch.tanh(mean), self.cfg.min_std + span * torch.sigmoid(raw)
 
     def _categorical(self, feat: Tensor) -> Tensor:
         return unimix_log_probs(self.net(feat), self.cfg.unimix)

@@ -27,6 +27,7 @@ class AMA(IntrinsicReward):
     """
 
     needs_target = True
+    start: Tensor
 
     def __init__(self, dims: Dims, hidden: int = 256, space: ErrorSpaceName = "frame"):
         super().__init__()
@@ -34,16 +35,19 @@ class AMA(IntrinsicReward):
             raise UserError("'ama' needs an error with a variance, which error_space kl is not; choose another.")
         self.space = error_space(space)
         self.log_variance = mlp(dims.feat + dims.action, hidden, 2, 1, zero=True)
+        self.register_buffer("start", torch.zeros(()))  # mean error of the first batch, from which var departs
 
     def _variance(self, t: Transition) -> Tensor:
         """(...) > 0."""
         out: Tensor = self.log_variance(torch.cat([t.feat, t.action], -1))
-        return out.squeeze(-1).float().exp() + self.space.floor
+        return out.squeeze(-1).float().exp() * self.start + self.space.floor
 
     @torch.no_grad()
     def reward(self, t: Transition) -> Tensor:
         return self.space.error(t) - self._variance(t)
 
     def loss(self, t: Transition) -> Losses:
+        error = self.space.error(t)
+        self.start.copy_(torch.where(self.start > 0, self.start, masked_mean(error, t.mask)))
         variance = self._variance(t)
-        return {"ama": masked_mean(0.5 * (self.space.error(t) / variance + variance.log()), t.mask)}
+        return {"ama": masked_mean(0.5 * (error / variance + variance.log()), t.mask)}

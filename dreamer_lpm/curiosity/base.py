@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+
+from dreamer_lpm.curiosity.pictures import shrink
 
 Losses = dict[str, Tensor]
 
@@ -40,6 +43,20 @@ class Transition:
     def unseen(self) -> Transition:
         """The same step with nothing seen, as if it had been dreamed."""
         return Transition(self.feat, self.action, self.next_feat, self.mask)
+
+    # The three pictures as block means, (..., 3, 16, 16) in [0, 1]; computed once, however often a bonus looks.
+
+    @cached_property
+    def small_target(self) -> Tensor:
+        return shrink(seen(self.target))
+
+    @cached_property
+    def small_predicted(self) -> Tensor:
+        return shrink(seen(self.predicted))
+
+    @cached_property
+    def small_frame(self) -> Tensor:
+        return shrink(seen(self.frame))
 
 
 def seen(x: Tensor | None) -> Tensor:

@@ -53,7 +53,7 @@ class RandomSpace(ErrorSpace):
         self.features = RandomFeatures()
 
     def error(self, t: Transition) -> Tensor:
-        both: Tensor = self.features(torch.stack([seen(t.target), seen(t.predicted)]))
+        both: Tensor = self.features(torch.stack([t.small_target, t.small_predicted]))
         return (both[0] - both[1]).square().mean(-1)
 
 

@@ -18,7 +18,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from dreamer_lpm.curiosity.base import Dims, IntrinsicReward, Losses, Transition, seen
+from dreamer_lpm.curiosity.base import Dims, IntrinsicReward, Losses, Transition
 from dreamer_lpm.curiosity.pictures import RandomFeatures
 from dreamer_lpm.nets import masked_mean, mlp
 
@@ -39,7 +39,7 @@ class GammaProgress(IntrinsicReward):
 
     def _loss(self, model: nn.Module, t: Transition) -> Tensor:
         expected = model(torch.cat([t.feat, t.action], -1)).float()
-        loss: Tensor = (self.features(seen(t.target)) - expected).square().mean(-1)
+        loss: Tensor = (self.features(t.small_target) - expected).square().mean(-1)
         return loss
 
     @torch.no_grad()

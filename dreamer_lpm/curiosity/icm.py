@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dreamer_lpm.curiosity.base import Dims, IntrinsicReward, Losses, Transition, seen
-from dreamer_lpm.curiosity.pictures import SmallEncoder, shrink
+from dreamer_lpm.curiosity.base import Dims, IntrinsicReward, Losses, Transition
+from dreamer_lpm.curiosity.pictures import SmallEncoder
 from dreamer_lpm.nets import masked_mean, mlp
 
 _FEATURES = 64
@@ -40,8 +40,7 @@ class ICM(IntrinsicReward):
 
     def _features(self, t: Transition) -> tuple[Tensor, Tensor]:
         """Of the frame before and the frame after the action, (..., 64) each."""
-        frame, target = seen(t.frame), seen(t.target)
-        before, after = self.encoder(shrink(torch.stack([frame, target])) - 0.5).unbind(0)
+        before, after = self.encoder(torch.stack([t.small_frame, t.small_target]) - 0.5).unbind(0)
         return before, after
 
     def _forward_error(self, before: Tensor, action: Tensor, after: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dreamer_lpm.curiosity.base import IntrinsicReward, Losses, Transition, seen
-from dreamer_lpm.curiosity.pictures import SIDE, SmallEncoder, shrink
+from dreamer_lpm.curiosity.base import IntrinsicReward, Losses, Transition
+from dreamer_lpm.curiosity.pictures import SIDE, SmallEncoder
 from dreamer_lpm.nets import masked_mean
 
 _FEATURES = 64
@@ -48,12 +48,11 @@ class RND(IntrinsicReward):
 
     @torch.no_grad()
     def reward(self, t: Transition) -> Tensor:
-        return self._error(shrink(seen(t.target)))
+        return self._error(t.small_target)
 
     def loss(self, t: Transition) -> Losses:
-        small = shrink(seen(t.target))
-        self._take_in(small.flatten(0, -4), t.mask.flatten())
-        return {"rnd": masked_mean(self._error(small), t.mask)}
+        self._take_in(t.small_target.flatten(0, -4), t.mask.flatten())
+        return {"rnd": masked_mean(self._error(t.small_target), t.mask)}
 
     @torch.no_grad()
     def _take_in(self, small: Tensor, mask: Tensor) -> None:

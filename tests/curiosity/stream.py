@@ -1,12 +1,15 @@
 """A world with known answers for curiosity: a TV, something that gets learned, and something long known.
 
-Its three places, one-hot in the features, show 4x4 pictures. What the world model expects of them follows a script::
+Its three places, one-hot in the features, show 4x4 pictures and lead to a next state. What the world model expects of
+them follows a script::
 
-    noise      a new random picture of random contrast each time: the error never falls
+    noise      a new random picture of random contrast, and a random next state, each time: the error never falls
     learnable  error constant, then falling (steps START to END), then as small as it gets
     mastered   error small and constant
 
-So log errors are known in expectation, and every bonus can be asked what it pays where and when.
+So log errors are known in expectation, and every bonus can be asked what it pays where and when. A bonus with models of
+its own learns at its own pace whatever it is shown, so for those the learnable place is one that nobody has seen before
+START (``discovered``).
 """
 
 from __future__ import annotations
@@ -37,12 +40,15 @@ def offset(step: int) -> float:
     return HARD ** (1 - share) * EASY**share
 
 
-def stream(seed: int = 0, shape: tuple[int, int] = (4, 12)) -> Iterator[Transition]:
+def stream(seed: int = 0, shape: tuple[int, int] = (4, 12), *, discovered: bool = False) -> Iterator[Transition]:
     """STEPS batches of replayed transitions of (B, T-1) = ``shape``."""
-    rng = torch.Generator().manual_seed(seed)
+    rng, more = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
     pattern = torch.rand(3, 4, 4, 3, generator=rng)
+    leads_to = torch.randn(3, 3, generator=more)
     for step in range(STEPS):
         place = torch.randint(3, shape, generator=rng)
+        if discovered and step < START:
+            place = torch.where(place == LEARNABLE, MASTERED, place)
         feat = torch.nn.functional.one_hot(place, 3).float()
         frames = torch.rand(*shape, 4, 4, 3, generator=rng) - 0.5
         contrast = 0.1 ** torch.rand(*shape, 1, 1, 1, generator=rng)
@@ -51,10 +57,12 @@ def stream(seed: int = 0, shape: tuple[int, int] = (4, 12)) -> Iterator[Transiti
         yield Transition(
             feat=feat,
             action=torch.rand(*shape, 2, generator=rng) * 2 - 1,
-            next_feat=feat.roll(1, 1),
+            next_feat=torch.where(noise[..., 0, 0], torch.randn(*shape, 3, generator=more), leads_to[place]),
             mask=torch.rand(shape, generator=rng) > 0.1,
             target=torch.where(noise, 0.5 + contrast * frames, pattern[place] + 0.02 * frames),
             predicted=torch.where(noise, 0.5, pattern[place] + error),
+            frame=pattern[place].roll(1, 1),
+            kl=torch.where(noise, 3 * torch.rand(noise.shape, generator=more), 10 * error).flatten(-4),
         )
 
 
@@ -66,12 +74,14 @@ def ask(bonus: IntrinsicReward) -> Tensor:
     return bonus.reward(dream).mean(0)
 
 
-def history(bonus: IntrinsicReward, learning_rate: float = AgentConfig().curiosity_lr) -> Tensor:
+def history(
+    bonus: IntrinsicReward, learning_rate: float = AgentConfig().curiosity_lr, *, discovered: bool = False
+) -> Tensor:
     """Let ``bonus`` learn from the stream as in the agent; what dreams were paid in each update, (STEPS, 3)."""
     moved = [p for p in bonus.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(moved, lr=learning_rate, eps=1e-5) if moved else None
     paid = []
-    for batch in stream():
+    for batch in stream(discovered=discovered):
         losses = bonus.loss(batch)
         paid.append(ask(bonus))  # dreams come after the loss and before the step
         if optimizer is not None:

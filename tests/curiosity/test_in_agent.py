@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -154,7 +155,49 @@ def test_replayed_steps_go_from_state_by_action_to_next_state_and_know_the_borde
     assert not t.mask.all()
     assert torch.equal(t.feat[:, 1:], t.next_feat[:, :-1])
     assert t.predicted.shape == t.target.shape
-    assert not any(x.requires_grad for x in (t.feat, t.action, t.next_feat, t.target, t.predicted))
+    assert t.frame is not None
+    torch.testing.assert_close(t.frame, batch.obs[:, :-1] / 255)
+    assert not any(x.requires_grad for x in vars(t).values() if x is not None)
+
+
+def test_curiosity_is_shown_the_kl_that_the_world_model_learns_from() -> None:
+    batch, lessons = random_batch(), list[Lesson]()
+
+    def spy(subject: Agent) -> None:
+        loss = subject.world.loss
+
+        def world_loss(batch: Batch, generator: torch.Generator) -> Lesson:
+            lessons.append(loss(batch, generator))
+            return lessons[-1]
+
+        subject.world.loss = world_loss  # type: ignore[method-assign]
+
+    (t,) = watched(batch, spy).learned
+    assert t.kl is not None
+    cfg = WORLD_CONFIG
+    torch.testing.assert_close(cfg.dyn_scale * t.kl.clamp(min=cfg.free_nats), lessons[0].losses["dyn"].detach()[:, 1:])
+
+
+def test_embeddings_of_what_came_and_of_what_was_expected_are_computed_only_where_they_are_read() -> None:
+    (t,) = watched(random_batch()).learned
+    assert t.target_embed is None
+    assert t.predicted_embed is None
+    bonus = CuriosityConfig(hidden=8, queue=32, error_space="embedding")
+    subject = Agent(AgentConfig(world=WORLD_CONFIG, behavior=BEHAVIOR, bonus=bonus, curiosity="lpm_dual"), SPEC)
+    shown: list[Transition] = []
+    loss = subject.curiosity.loss
+    subject.curiosity.loss = lambda t: shown.append(t) or loss(t)  # type: ignore[method-assign, func-returns-value]
+    encoder = copy.deepcopy(subject.world.encoder)
+    subject.update(random_batch())
+    (t,) = shown
+    assert t.target_embed is not None
+    assert t.predicted_embed is not None
+    assert t.predicted is not None
+    with torch.no_grad():
+        torch.testing.assert_close(t.target_embed, encoder(random_batch().obs[:, 1:]))
+        torch.testing.assert_close(t.predicted_embed, encoder(t.predicted * 255))
+    assert not t.target_embed.requires_grad
+    assert not t.predicted_embed.requires_grad
 
 
 def test_dreams_show_no_frame_and_have_no_border() -> None:
@@ -162,8 +205,7 @@ def test_dreams_show_no_frame_and_have_no_border() -> None:
     dreams = [t for t in shown if t.mask.shape == (BEHAVIOR.horizon, BEHAVIOR.starts)]
     assert len(dreams) == 1
     (t,) = dreams
-    assert t.target is None
-    assert t.predicted is None
+    assert {name for name, x in vars(t).items() if x is not None} == {"feat", "action", "next_feat", "mask"}
     assert t.mask.all()
     assert torch.equal(t.feat[1:], t.next_feat[:-1])
     assert t.action.shape == (*t.mask.shape, SPEC.size)

@@ -105,26 +105,24 @@ class Storyboard:
 
         draw = ImageDraw.Draw(image)
         counts = f"step {t} of {len(trace.obs) - 1}   return {self._returns[t]:,.1f}"
-        _text(draw, (WIDTH - MARGIN, HEADER // 2), counts, 14, DIM, "rm")
+        write_text(draw, (WIDTH - MARGIN, HEADER // 2), counts, 14, DIM, "rm")
         for column, pictures in enumerate((trace.obs, trace.reconstruction, trace.prediction)):
             _panel(image, column, None if pictures is None else pictures[t])
         if trace.tv_on is not None and trace.tv_on[t]:
             left, top = _corner(0)
-            draw.rectangle((left - 3, top - 3, left + PANEL + 2, top + PANEL + 2), outline=TV, width=3)
-            draw.rounded_rectangle((left + 8, top + 8, left + 64, top + 28), 4, fill=TV)
-            _text(draw, (left + 36, top + 18), "TV ON", 13, BACKGROUND, "mm")
+            mark_tv(draw, left, top, PANEL)
         for top, strip in self._strips:
             draw.line((playhead, top, playhead, top + strip.height - 1), fill=BRIGHT)
             if not strip.blocks:
-                _text(draw, (MARGIN, top + strip.height // 2 + 9), strip.now(t), 14, strip.colour, "lm")
+                write_text(draw, (MARGIN, top + strip.height // 2 + 9), strip.now(t), 14, strip.colour, "lm")
         return np.asarray(image)
 
     def _static(self, height: int, *, curves: bool) -> Image.Image:
         image = Image.new("RGB", (WIDTH, height), BACKGROUND)
         draw = ImageDraw.Draw(image)
         room = WIDTH - 2 * MARGIN - 210  # beside the counts
-        size = next((size for size in (17, 15, 13) if _font(size).getbbox(self._trace.title)[2] <= room), 11)
-        _text(draw, (MARGIN, HEADER // 2), self._trace.title, size, BRIGHT, "lm")
+        size = next((size for size in (17, 15, 13) if font(size).getbbox(self._trace.title)[2] <= room), 11)
+        write_text(draw, (MARGIN, HEADER // 2), self._trace.title, size, BRIGHT, "lm")
         captions = (
             ("what it saw", "the real picture"),
             ("what it reconstructed", "from memory and this picture"),
@@ -132,16 +130,16 @@ class Storyboard:
         )
         for column, (title, subtitle) in enumerate(captions):
             left, top = _corner(column)
-            _text(draw, (left, top - 31), title, 15, BRIGHT, "lm")
-            _text(draw, (left, top - 13), subtitle, 12, DIM, "lm")
+            write_text(draw, (left, top - 31), title, 15, BRIGHT, "lm")
+            write_text(draw, (left, top - 13), subtitle, 12, DIM, "lm")
         for top, strip in self._strips:
             middle = top + strip.height // 2
-            _text(draw, (MARGIN, middle if strip.blocks else middle - 9), strip.label, 13, DIM, "lm")
+            write_text(draw, (MARGIN, middle if strip.blocks else middle - 9), strip.label, 13, DIM, "lm")
             image.paste(_plot(strip, curves=curves), (MARGIN + LABEL, top))
             if not strip.blocks:
                 right = WIDTH - MARGIN - SCALE + 6
-                _text(draw, (right, top + 6), _short(strip.high), 11, DIM, "lm")
-                _text(draw, (right, top + strip.height - 7), _short(strip.low), 11, DIM, "lm")
+                write_text(draw, (right, top + 6), _short(strip.high), 11, DIM, "lm")
+                write_text(draw, (right, top + strip.height - 7), _short(strip.low), 11, DIM, "lm")
         return image
 
 
@@ -200,16 +198,27 @@ def _panel(image: Image.Image, column: int, picture: np.ndarray | None) -> None:
         return
     draw = ImageDraw.Draw(image)
     draw.rectangle((left, top, left + PANEL - 1, top + PANEL - 1), fill=SURFACE)
-    _text(draw, (left + PANEL // 2, top + PANEL // 2), "this agent\ndraws no pictures", 14, DIM, "mm")
+    write_text(draw, (left + PANEL // 2, top + PANEL // 2), "this agent\ndraws no pictures", 14, DIM, "mm")
+
+
+def mark_tv(draw: ImageDraw.ImageDraw, left: int, top: int, size: int) -> None:
+    """Mark a square picture of ``size`` pixels as one that the TV shows."""
+    draw.rectangle((left - 3, top - 3, left + size + 2, top + size + 2), outline=TV, width=3)
+    draw.rounded_rectangle((left + 8, top + 8, left + 64, top + 28), 4, fill=TV)
+    write_text(draw, (left + 36, top + 18), "TV ON", 13, BACKGROUND, "mm")
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)  # Pillow's own: the same on every machine
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own at ``size`` pixels: the same on every machine."""
+    return ImageFont.load_default(size)
 
 
-def _text(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: Colour, anchor: str) -> None:
-    draw.text(at, text, font=_font(size), fill=colour, anchor=anchor, align="center")
+def write_text(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: Colour, anchor: str
+) -> None:
+    """Write ``text`` with its ``anchor`` (Pillow's two letters) at ``at``."""
+    draw.text(at, text, font=font(size), fill=colour, anchor=anchor, align="center")
 
 
 def _short(value: float) -> str:

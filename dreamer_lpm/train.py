@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from dreamer_lpm import checkpoint
 from dreamer_lpm.agent import Agent, AgentConfig, Carry
-from dreamer_lpm.envs import EnvConfig, Envs, make_env
+from dreamer_lpm.envs import EnvConfig, Envs, make_env, tv_chance
 from dreamer_lpm.evaluate import Scores, evaluate, record, save_agent
 from dreamer_lpm.machine import keep_freed_memory, pick_device, pick_precision, pick_threads
 from dreamer_lpm.noisy_tv import ImageSource, TVImages, TVSpec, load_images
@@ -417,15 +417,6 @@ def _sinks(cfg: RunConfig, run_dir: Path, state: State) -> list[Sink]:
     return sinks
 
 
-def _tv_chance(cfg: RunConfig) -> float | None:
-    """Share of TV steps, in [0, 1], under a uniformly random policy; None without a TV."""
-    spec = cfg.env().tv
-    if spec is None:
-        return None
-    with closing(make_env(dataclasses.replace(cfg.env(), tv=None))) as beneath:
-        return spec.chance_level(beneath.action_space)
-
-
 class _Run:
     """The loop over one State, with everything it reports to."""
 
@@ -435,7 +426,7 @@ class _Run:
         self.cfg, self.run_dir, self.state, self.images, self.log, self.bar = cfg, run_dir, state, images, log, bar
         self.clock = time.monotonic()
         self.recent = deque[bool](maxlen=500)  # of TV on/off, for the screen alone
-        self.tv_chance = _tv_chance(cfg)
+        self.tv_chance = tv_chance(cfg.env())
 
     def loop(self, signals: _Signals) -> None:
         """Act, remember, learn, report; until the steps are done or somebody asks to stop."""

@@ -209,9 +209,7 @@ def _named(kind: str, wanted: Sequence[str] | None, given: Any, known: Mapping[s
     chosen = {}
     for name in names:
         if not _NAME.fullmatch(name):
-            raise UserError(
-                f"A {kind} may be called by letters, digits, '_', '-' and '.' (40 at most), not {name[:60]!r}."
-            )
+            raise UserError(f"Name the {kind} with letters, digits, '_', '-' and '.' (40 at most), not {name[:60]!r}.")
         if name not in own and name not in known:
             raise UserError(f"Unknown {kind} '{name}'; choose from: {', '.join({**known, **own})}.")
         chosen[name] = own.get(name) or known[name]

@@ -1,0 +1,298 @@
+"""``dreamer-lpm compare`` itself: tiny grids as real processes, what going on means, and what a dry run says."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreamer_lpm import cli
+from dreamer_lpm.compare import cost
+from dreamer_lpm.compare.cost import Cost
+from dreamer_lpm.compare.folder import cell_job
+from dreamer_lpm.compare.plan import Key
+from tests.report.fake_grid import write_run
+from tests.tiny_run import TINY, TOML
+
+COMMON = TOML.replace("[world]", "[common.world]").replace("[behavior]", "[common.behavior]")
+COMMON = COMMON.replace("[bonus]", "[common.bonus]")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the commands are started, with a file of tiny settings."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # for the cells, which are processes
+    write_settings(tmp_path)
+    return tmp_path
+
+
+def write_settings(folder: Path, steps: int = 100) -> None:
+    (folder / "tiny.toml").write_text("[common]" + COMMON.format(env_name="CartPole-v1", steps=steps))
+
+
+def compare(words: str) -> int:
+    """``dreamer-lpm compare``, settings from the file; argparse and tyro leave by SystemExit."""
+    try:
+        return cli.main(["compare", "--grid", "tiny.toml", *shlex.split(words)])
+    except SystemExit as left:
+        return int(str(left.code))
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+def finish_all(out: Path, words: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run a grid whose cells do nothing but be finished; returns the cells that were started."""
+    from dreamer_lpm.compare import command
+
+    started = []
+
+    class Done:
+        caught = None
+
+        def __init__(self, **kwargs: Any) -> None: ...
+
+        def run(self, jobs: Any) -> list[str]:
+            for job in jobs:
+                if not job.finished():
+                    started.append(job.name)
+                    share = 0.2 if "-remote-" in job.name else None
+                    write_run(job.folder, seed=int(job.name[-1]), result=-200.0, share=share)
+            return []
+
+    monkeypatch.setattr(command, "Pool", Done)
+    assert compare(f"{words} --out {out}") == 0
+    return started
+
+
+# --- real runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(900)
+def test_a_tiny_grid_runs_is_reported_and_never_runs_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--methods none lpm --arms remote --seeds 1 --out g --jobs 1"
+    assert compare(words) == 0
+    rows = list(csv.DictReader((folder / "g" / "results.csv").read_text().splitlines()))
+    assert [(r["method"], r["arm"], r["seed"], r["curiosity"]) for r in rows] == [
+        ("none", "remote", "0", "none"),
+        ("lpm", "remote", "0", "lpm"),
+    ]
+    assert {r["threads"] for r in rows} == {"1"}
+    said = json.loads((folder / "g" / "summary.json").read_text())
+    assert said["cells"] == {"finished": 2, "planned": 2}
+    assert said["tv"]["remote"]["lpm"]["verdict"] == "few seeds"
+    assert "data:video/mp4" in (folder / "g" / "report.html").read_text()
+    assert (folder / "g" / "logs" / "lpm-remote-0.log").stat().st_size > 0
+    before = {p: p.stat().st_mtime_ns for p in (folder / "g" / "cells").rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert compare(words) == 0
+    assert "2 cells, 2 of them finished" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in (folder / "g" / "cells").rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.timeout(900)  # two processes one after the other, each of which starts others
+def test_a_killed_cell_goes_on_from_its_checkpoint(folder: Path) -> None:
+    """The whole path: the grid is stopped, says how to go on, and that command does."""
+    write_settings(folder, steps=300)
+    words = ["compare", "--grid", "tiny.toml", "--methods", "none", "--arms", "off", "--seeds", "1", "--out", "g",
+             "--checkpoint-every", "40"]  # fmt: skip
+    command = [sys.executable, "-m", "dreamer_lpm", *words]
+    grid = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    cell = folder / "g" / "cells" / "none-off-0"
+    deadline = time.monotonic() + 200
+    while not list(cell.glob("checkpoints/step_*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    grid.send_signal(signal.SIGTERM)
+    said = grid.communicate(timeout=200)[0]
+    assert grid.returncode == 128 + signal.SIGTERM
+    assert not (cell / "summary.json").exists()
+    again = shlex.split(said.split("Go on with: ")[1])
+    assert again == ["dreamer-lpm", *words]
+    done = subprocess.run([sys.executable, "-m", "dreamer_lpm", *again[1:]], cwd=folder, check=False,
+                          capture_output=True, text=True, timeout=500)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    log = (folder / "g" / "logs" / "none-off-0.log").read_text()
+    resumed = re.search(r"Resumed at ([\d,]+) steps", log)
+    assert resumed is not None
+    assert int(resumed[1].replace(",", "")) >= 40
+    assert json.loads((cell / "summary.json").read_text())["env_steps"] == 300
+
+
+# --- how a cell is started --------------------------------------------------------------------------------------------
+
+
+def test_a_cell_starts_from_its_settings_goes_on_from_its_folder(folder: Path) -> None:
+    job = cell_job(folder / "g", Key("lpm", "off", 0), TINY)
+    start = job.command()
+    assert start[-2:] == ["--config", str(folder / "g" / "settings" / "lpm-off-0.json")]
+    assert start[2:8] == ["dreamer_lpm", "train", "--runs", str(folder / "g" / "cells"), "--run-name", "lpm-off-0"]
+    assert json.loads(Path(start[-1]).read_text())["steps"] == TINY.steps
+    job.folder.mkdir(parents=True)
+    (job.folder / "metrics.jsonl").write_text("half a li")  # killed before config.json was written
+    assert job.command() == start
+    assert not job.folder.exists()
+    job.folder.mkdir(parents=True)
+    (job.folder / "config.json").touch()
+    assert job.command()[-1] == "--resume"
+    assert not job.finished()
+    (job.folder / "summary.json").touch()
+    assert job.finished()
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_grows_and_only_what_is_new_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = folder / "g"
+    assert finish_all(out, "--methods none --arms sham --seeds 1", monkeypatch) == ["none-sham-0"]
+    grown = finish_all(out, "--methods none lpm --arms sham remote --seeds 2", monkeypatch)
+    assert len(grown) == 7
+    assert "none-sham-0" not in grown
+    about = json.loads((out / "grid.json").read_text())
+    assert (list(about["methods"]), list(about["arms"]), about["seeds"]) == (
+        ["none", "lpm"],
+        ["sham", "remote"],
+        [0, 1],
+    )
+    assert about["arms"]["remote"]["sham"] == "sham"
+    assert len(about["cells"]) == 8
+    assert len(about["commands"]) == 2
+    smaller = finish_all(out, "--methods none --arms sham --seeds 1", monkeypatch)
+    assert smaller == []
+    assert json.loads((out / "summary.json").read_text())["cells"] == {"finished": 8, "planned": 8}
+    assert json.loads((out / "grid.json").read_text())["arms"]["remote"]["sham"] == "sham"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--steps 101", "was made with steps = 100, not 101"),
+        ("--batch-size 3", "was made with batch_size = 2, not 3"),
+        ("--lpm-eta 2", "was made with agent.lpm_eta = 1.0, not 2.0"),
+        ("--bonus.hidden 17", "was made with agent.bonus.hidden = 16, not 17"),
+    ],
+)
+def test_other_settings_are_refused_by_name(
+    more: str, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "--methods none --arms sham --seeds 1"
+    finish_all(folder / "g", words, monkeypatch)
+    before = (folder / "g" / "grid.json").read_text()
+    assert compare(f"{words} {more} --out g") == 2
+    assert message in one_line(capsys)
+    assert (folder / "g" / "grid.json").read_text() == before
+
+
+def test_another_meaning_of_a_name_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (folder / "tiny.toml").read_text()
+    mine = "[methods.mine]\ncuriosity = 'lpm'\nlpm_eta = {eta}\n"
+    (folder / "tiny.toml").write_text(settings + mine.format(eta=3))
+    finish_all(folder / "g", "--methods mine --arms sham --seeds 1", monkeypatch)
+    (folder / "tiny.toml").write_text(settings + mine.format(eta=4))
+    assert compare("--methods mine --arms sham --seeds 1 --out g") == 2
+    assert "was made with methods.mine.lpm_eta = 3, not 4" in one_line(capsys)
+
+
+def test_where_things_are_kept_may_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "--methods none --arms sham --seeds 1"
+    finish_all(folder / "g", words, monkeypatch)
+    assert finish_all(folder / "g", f"{words} --data-dir elsewhere --jobs 3 --retries 9", monkeypatch) == []
+
+
+def test_slim_leaves_what_a_report_needs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "--methods none --arms sham --seeds 1"
+    finish_all(folder / "g", words, monkeypatch)
+    cell = folder / "g" / "cells" / "none-sham-0"
+    for name in ("checkpoints", "replay"):
+        (cell / name).mkdir()
+        (cell / name / "file").touch()
+    finish_all(folder / "g", words, monkeypatch)
+    assert (cell / "replay" / "file").exists()
+    finish_all(folder / "g", f"{words} --slim", monkeypatch)
+    assert sorted(p.name for p in cell.iterdir()) == ["config.json", "metrics.jsonl", "summary.json"]
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--methods none --arms sham", "Where to? Name the grid's folder"),
+        ("--arms sham --out g", "Which methods?"),
+        ("--methods lmp --arms sham --out g", "Unknown method 'lmp'; choose from: none, prediction_error"),
+        ("--methods none --arms shamm --out g", "Unknown arm 'shamm'; choose from: off, sham, remote"),
+        ("--methods none --arms sham --seeds 0 --out g", "seeds must be at least one"),
+        ("--methods none --arms sham --seed 3 --out g", "The seeds of a grid come from --seeds"),
+        ("--methods none --arms sham --jobs -1 --out g", "--jobs must be 0 or more, not -1."),
+        ("--methods none --arms sham --env-name Nope-v0 --out g", "Nope"),
+        ("--methods none --arms sham --out .", "holds no grid; choose another --out"),
+        ("--methods none --arms sham --out tiny.toml", "holds no grid; choose another --out"),
+        ("--methods none --arms sham --preset huge --out g", "Unknown preset 'huge'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    words: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(words) == 2
+    assert message in one_line(capsys)
+    assert [path.name for path in folder.iterdir()] == ["tiny.toml"]
+
+
+def test_help_names_the_grids_options_and_the_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare("--help") == 0
+    text = capsys.readouterr().out
+    for word in ("--methods", "--arms", "--seeds", "--dry-run", "--slim", "remote_k1", "lpm_dual", "--extrinsic"):
+        assert word in text
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_times_and_leaves_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare("--methods none lpm --arms sham remote --seeds 3 --out g --dry-run --jobs 2") == 0
+    text = capsys.readouterr().out
+    assert re.search(r"none\W+6\W+600\W+[\d.]+\W+a short timing", text)
+    assert "12 cells to run and 0 finished. About" in text
+    assert "GB of disk at most" in text
+    assert "A TV shows static over the full frame" in text
+    assert [path.name for path in folder.iterdir()] == ["tiny.toml"]
+
+
+def test_a_dry_run_knows_what_finished_cells_took(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish_all(folder / "g", "--methods none --arms sham --seeds 2", monkeypatch)
+    monkeypatch.setattr(cost, "timed", lambda cfg: Cost(600.0, 1e9, 2e9))
+    capsys.readouterr()
+    assert compare("--methods none lpm --arms sham --seeds 4 --out g --dry-run --jobs 2") == 0
+    text = capsys.readouterr().out
+    assert re.search(r"none\W+2\W+200\W+1\.0\W+finished cells", text)
+    assert re.search(r"lpm\W+4\W+400\W+10\.0\W+a short timing", text)
+    assert "6 cells to run and 2 finished. About 21 minutes with 2 side by side, 4.0 GB of disk" in text
+    assert "4.0 GB of memory" in text
+
+
+def test_the_timing_grows_with_the_steps() -> None:
+    from dataclasses import replace
+
+    short, long = (cost.timed(replace(TINY, steps=steps, prefill=0)) for steps in (10_000, 1_000_000))
+    assert long.seconds > 20 * short.seconds > 0
+    assert long.disk >= short.disk > 0

@@ -1,0 +1,187 @@
+"""Which cells a command or a file asks for, and that a mistake is found before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreamer_lpm.compare import plan as plans
+from dreamer_lpm.compare.plan import ARMS, Key, Machine, Plan, make_plan
+from dreamer_lpm.curiosity import REGISTRY
+from dreamer_lpm.noisy_tv import TVSpec
+from dreamer_lpm.train import RunConfig
+from dreamer_lpm.types import UserError
+from tests.tiny_run import TINY
+
+
+def plan(
+    *, methods: list[str] | None = None, arms: list[str] | None = None, seeds: Any = None, file: Path | None = None,
+    **common: Any,
+) -> Plan:  # fmt: skip
+    """A plan from flags; ``common`` are flags for all cells."""
+    return make_plan(
+        file=file, methods=methods, arms=arms, seeds=seeds, preset_name=None, flags=lambda base: replace(base, **common)
+    )
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def write(text: str) -> Path:
+        (tmp_path / "grid.toml").write_text(text)
+        return tmp_path / "grid.toml"
+
+    return write
+
+
+def test_cells_are_methods_by_arms_by_seeds_with_the_same_seeds() -> None:
+    keys = list(plan(methods=["none", "lpm"], arms=["sham", "remote"], seeds=3).cells())
+    assert len(set(keys)) == 12
+    for method in ("none", "lpm"):
+        for arm in ("sham", "remote"):
+            assert [k.seed for k in keys if (k.method, k.arm) == (method, arm)] == [0, 1, 2]
+    assert {k.seed for k in keys[:4]} == {0}  # a grid stopped early has whole comparisons
+
+
+def test_a_list_of_seeds_is_the_seeds() -> None:
+    assert plan(methods=["none"], arms=["off"], seeds=[7, 3]).seeds == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("arm", "tv"),
+    [
+        ("off", None),
+        ("sham", TVSpec(trigger="remote", control="sham")),
+        ("remote", TVSpec(trigger="remote")),
+        ("remote_k1", TVSpec(trigger="remote", pool=1)),
+        ("action", TVSpec(trigger="action")),
+        ("action_sham", TVSpec(trigger="action", control="sham")),
+    ],
+)
+def test_arms(arm: str, tv: TVSpec | None) -> None:
+    asked = plan(methods=["lpm"], arms=[arm], seeds=1, tv=TVSpec(trigger="always", pool=9, control="sham"))
+    cfg = asked.config(Key("lpm", arm, 5))
+    assert cfg.env().tv == tv
+    assert cfg.seed == 5
+    assert asked.has_tv(arm) == (tv is not None and tv.control is None)
+
+
+def test_every_registered_bonus_is_a_method() -> None:
+    asked = plan(methods=list(REGISTRY), arms=["off"], seeds=1)
+    assert [asked.config(k).agent.curiosity for k in asked.cells()] == list(REGISTRY)
+
+
+def test_shams_are_found_by_their_settings(write: Any) -> None:
+    asked = plan(
+        file=write("""
+seeds = 1
+[methods.none]
+[arms]
+off = {}
+sham = {}
+remote = {}
+remote_k1 = {}
+action = {}
+corner = {noisy_tv = true, tv = {trigger = "remote", region = "patch"}}
+long = {noisy_tv = true, time_limit = 50, tv = {trigger = "remote"}}
+""")
+    )
+    shams = {arm: asked.sham_of(arm) for arm in asked.arms}
+    assert shams == {
+        "off": None, "sham": None, "remote": "sham", "remote_k1": "sham", "action": None, "corner": "sham",
+        "long": None,
+    }  # fmt: skip
+
+
+def test_a_file_defines_methods_arms_and_settings(write: Any) -> None:
+    file = write("""
+preset = "tiny"
+seeds = [4]
+[common]
+steps = 99
+lpm_eta = 0.5
+[methods.lpm]
+[methods.lpm_strong]
+curiosity = "lpm"
+lpm_eta = 3
+[arms.remote]
+tv = {region = "patch"}
+""")
+    asked = plan(file=file)
+    assert [k.name for k in asked.cells()] == ["lpm-remote-4", "lpm_strong-remote-4"]
+    weak, strong = (asked.config(k) for k in asked.cells())
+    assert (weak.steps, weak.agent.curiosity, weak.agent.lpm_eta) == (99, "lpm", 0.5)
+    assert (strong.agent.curiosity, strong.agent.lpm_eta) == ("lpm", 3.0)
+    assert weak.tv == TVSpec(trigger="remote", region="patch")
+
+
+def test_flags_win_over_the_file(write: Any) -> None:
+    file = write('methods = ["none", "lpm"]\narms = ["off"]\nseeds = 9\n[common]\nsteps = 99\n')
+    asked = plan(file=file, methods=["lpm"], seeds=2, steps=7)
+    assert [k.name for k in asked.cells()] == ["lpm-off-0", "lpm-off-1"]
+    assert asked.common.steps == 7
+
+
+FILE_MISTAKES = {
+    "key": ("stepz = 3", "may hold methods, arms, seeds, preset, common, not 'stepz'"),
+    "common": ('arms = ["off"]\nmethods = ["none"]\n[common]\nstepz = 3', "did you mean 'steps'"),
+    "method": ('arms = ["off"]\n[methods.mine]\nlpm_etta = 3', "The method 'mine': Unknown setting 'lpm_etta'"),
+    "arm": ('methods = ["none"]\n[arms.mine]\ntv = {trigger = "magic"}', "The arm 'mine': 'tv.trigger' must be"),
+    "range": ('methods = ["none"]\n[arms.mine]\ntv = {pool = 0}', "The arm 'mine': a TV pool of 0 pictures"),
+    "table": ("methods = 3\narms = ['off']", "'methods' must be a table of settings"),
+    "unknown": ("methods = ['lmp']\narms = ['off']", "Unknown method 'lmp'; choose from: none, prediction_error"),
+    "curiosity": ("arms = ['off']\n[methods.mine]\ncuriosity = 'x'", "Unknown curiosity 'x' of method 'mine'"),
+    "seeds": ("methods = ['none']\narms = ['off']\nseeds = 'x'", "seeds must be whole numbers"),
+    "same": ("methods = ['none']\narms = ['off']\nseeds = [1, 1]", "each only once"),
+    "zero": ("methods = ['none']\narms = ['off']\nseeds = 0", "at least one"),
+    "seed": ("methods = ['none']\narms = ['off']\n[common]\nseed = 3", "leave 'seed' out"),
+    "name": ("arms = ['off']\n[methods.'<script>']\ncuriosity = 'lpm'", "Name the method with letters"),
+    "path": ("methods = ['none']\n[arms.'../x']\nnoisy_tv = false", "Name the arm with letters"),
+    "syntax": ("methods = [", "cannot be read as .toml"),
+    "env": ("methods = ['none']\narms = ['off']\n[common]\nenv_name = 'Pendulumm-v1'", "did you mean"),
+    "none": ("arms = ['off']", "Which methods? Name them with --methods"),
+    "folder": (
+        "seeds = 1\n[methods.a]\ncuriosity = 'lpm'\n[methods.a-b]\ncuriosity = 'lpm'\n"
+        "[arms.b-c]\nnoisy_tv = false\n[arms.c]\nnoisy_tv = false",
+        "Two cells would share the folder a-b-c-0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILE_MISTAKES)
+def test_a_mistake_is_found_before_anything_starts(name: str, write: Any) -> None:
+    text, message = FILE_MISTAKES[name]
+    with pytest.raises(UserError) as found:
+        plan(file=write(text))
+    assert message in str(found.value)
+
+
+def test_auto_is_decided_once_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = plan(methods=["lpm"], arms=["remote", "sham"], seeds=1, device="cpu", precision="auto")
+    monkeypatch.setattr(plans, "settled", lambda cfg: replace(cfg, precision="bf16", threads=2))
+
+    class Found:
+        used = "photos"
+
+    monkeypatch.setattr(plans, "load_images", lambda source, folder: (None, Found))
+    machine = asked.machine()
+    assert machine == Machine("cpu", "bf16", 1, "photos")
+    assert asked.machine(Machine("cpu", "fp32", 3, "digits")) == Machine("cpu", "fp32", 3, "digits")
+    settled = [machine.settle(asked.config(k)) for k in asked.cells()]
+    assert [(c.device, c.precision, c.threads, c.tv_images) for c in settled] == [
+        ("cpu", "bf16", 1, "photos"),
+        ("cpu", "bf16", 1, "photos"),
+    ]
+
+
+def test_what_was_asked_for_by_name_stays() -> None:
+    cfg = replace(TINY, noisy_tv=True, precision="fp32", threads=2, tv_images="static")
+    assert Machine("cpu", "bf16", 1, "photos").settle(cfg) == cfg
+    digits = RunConfig(noisy_tv=True, tv=TVSpec(source="digits"))
+    assert Machine("cpu", "bf16", 1, "photos").settle(digits).env().tv == TVSpec(source="digits")
+
+
+def test_named_arms_can_all_be_made() -> None:
+    plan(methods=["none"], arms=list(ARMS), seeds=1, env_name="CartPole-v1")

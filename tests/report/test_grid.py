@@ -1,0 +1,164 @@
+"""What a grid's folder says: figures, verdicts, prices; absent figures stay absent."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dreamer_lpm.report.grid import (
+    COVERAGE,
+    LATE_SHARE,
+    MEASURES,
+    RETURN,
+    SHARE,
+    against_sham,
+    improvements,
+    read_grid,
+    verdict,
+    write_results,
+)
+from dreamer_lpm.types import UserError
+from tests.report.fake_grid import CHANCE, write_grid, write_run
+
+SHARES = {
+    "prediction_error": [0.8, 0.9, 0.85, 0.8, 0.9],
+    "lpm": [0.1, 0.05, 0.12, 0.1, 0.08],
+    "none": [0.1, 0.9, 0.2, 0.3, 0.25],
+    "young": [0.9, 0.9],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_grid(tmp_path / "grid", SHARES, unfinished=2)
+
+
+def test_only_finished_cells_count(folder: Path) -> None:
+    grid = read_grid(folder)
+    assert (len(grid.finished), len(grid.cells)) == (34, 36)
+    assert grid.values("lpm", "remote", LATE_SHARE) == dict(enumerate(SHARES["lpm"]))
+
+
+def test_verdicts(folder: Path) -> None:
+    grid = read_grid(folder)
+    words = {m: found.word for m in SHARES if (found := verdict(grid, m, "remote"))}
+    assert words == {"prediction_error": "captured", "lpm": "free", "none": "open", "young": "few seeds"}
+    assert verdict(grid, "lpm", "sham") is None
+
+
+def test_return_is_held_against_the_sham_arm_seed_by_seed(folder: Path) -> None:
+    found = against_sham(read_grid(folder), "lpm", "remote")
+    assert found is not None
+    assert found.kept is not None
+    assert found.kept.value == pytest.approx(0.9)
+    assert found.difference.value == pytest.approx(-100.2)  # of seed 2, the middle one
+    assert found.seeds == [0, 1, 2, 3, 4]
+
+
+def test_pairs_are_of_the_same_seeds(folder: Path) -> None:
+    grid = read_grid(folder)
+    [cell] = [c for c in grid.cells if (c.method, c.arm, c.seed) == ("lpm", "sham", 4)]
+    shutil.rmtree(cell.folder)
+    found = against_sham(read_grid(folder), "lpm", "remote")
+    assert found is not None
+    assert found.seeds == [0, 1, 2, 3]
+
+
+def test_a_return_that_never_left_random_play_has_no_share_to_keep(tmp_path: Path) -> None:
+    folder = write_grid(tmp_path / "grid", {"lpm": [0.1] * 5})
+    for cell in read_grid(folder).cells:
+        shutil.rmtree(cell.folder)
+        write_run(cell.folder, seed=cell.seed, result=-1210.0, share=0.1 if cell.arm == "remote" else None)
+    found = against_sham(read_grid(folder), "lpm", "remote")
+    assert found is not None
+    assert found.kept is None
+    assert "learned nothing" in found.reason
+
+
+def test_without_a_sham_arm_there_is_no_price(folder: Path) -> None:
+    assert against_sham(read_grid(folder), "lpm", "sham") is None
+
+
+def test_missing_figures_are_absent(tmp_path: Path) -> None:
+    folder = write_grid(tmp_path / "grid", {"lpm": [0.1] * 3})
+    for path in folder.glob("cells/*/summary.json"):
+        summary = json.loads(path.read_text())
+        for key in ("tv_share_last_quarter", "coverage", "escape_step"):
+            summary.pop(key, None)
+        path.write_text(json.dumps(summary))
+    grid = read_grid(folder)
+    assert grid.estimate("lpm", "remote", COVERAGE) is None
+    assert grid.share_measure("remote") is SHARE
+    assert {m.key for m in grid.measures()} == {"eval_return_mean", "tv_share", "tv_over_chance"}
+    write_results(grid)
+    assert "coverage" not in json.loads((folder / "summary.json").read_text())["measures"]["remote"]["lpm"]
+
+
+def test_never_escaped_counts_as_the_whole_run(folder: Path) -> None:
+    grid = read_grid(folder)
+    measures = {m.key: m for m in MEASURES}
+    assert set(grid.values("lpm", "remote", measures["escape_step"]).values()) == {3000}
+    assert set(grid.values("prediction_error", "remote", measures["escape_step"]).values()) == {6000}
+    assert grid.values("none", "remote", measures["escaped"]) == {0: 1, 1: 0, 2: 1, 3: 0, 4: 1}
+    assert grid.values("none", "sham", measures["escaped"]) == {}
+
+
+def test_csv_has_a_row_a_seed(folder: Path) -> None:
+    write_results(read_grid(folder))
+    rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+    assert len(rows) == 34
+    assert [(r["method"], r["arm"], r["seed"]) for r in rows[:2]] == [
+        ("prediction_error", "sham", "0"),
+        ("prediction_error", "sham", "1"),
+    ]
+    [row] = [r for r in rows if (r["method"], r["arm"], r["seed"]) == ("none", "remote", "1")]
+    assert float(row["tv_share_last_quarter"]) == 0.9
+    assert row["escape_step"] == ""
+    assert (row["tv_images"], row["version_torch"], row["git_revision"]) == ("photos", "2.13", "abc")
+    assert list(rows[0])[-2:] == ["version_torch", "git_revision"]
+
+
+def test_summary_says_what_the_functions_say(folder: Path) -> None:
+    grid = read_grid(folder)
+    write_results(grid)
+    said = json.loads((folder / "summary.json").read_text())
+    assert said["cells"] == {"finished": 34, "planned": 36}
+    share = said["measures"]["remote"]["lpm"]["tv_share_last_quarter"]
+    found = grid.estimate("lpm", "remote", LATE_SHARE)
+    assert found is not None
+    assert (share["value"], share["low"], share["high"], share["n"]) == (found.value, found.low, found.high, 5)
+    assert share["seeds"] == {str(i): v for i, v in enumerate(SHARES["lpm"])}
+    over = said["measures"]["remote"]["prediction_error"]["tv_over_chance"]
+    assert over["value"] == pytest.approx(0.85 / CHANCE)
+    assert said["tv"]["remote"]["lpm"]["verdict"] == "free"
+    assert said["against_sham"]["remote"]["lpm"]["return_kept"]["value"] == pytest.approx(0.9)
+    assert "sham" not in said["against_sham"]
+
+
+def test_less_tv_is_better_and_the_square_adds_up(folder: Path) -> None:
+    square = improvements(read_grid(folder), "remote")[LATE_SHARE.key]
+    assert square["lpm"]["prediction_error"]["value"] == 1
+    assert square["prediction_error"]["lpm"]["value"] == 0
+    for a in SHARES:
+        for b in SHARES:
+            if a != b:
+                assert square[a][b]["value"] + square[b][a]["value"] == pytest.approx(1)
+    chance = square["none"]["lpm"]
+    assert chance["low"] <= chance["value"] <= chance["high"]
+    assert RETURN.key in improvements(read_grid(folder), "sham")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "arms": 3}'])
+def test_a_damaged_grid_is_answered(tmp_path: Path, content: str) -> None:
+    (tmp_path / "grid.json").write_text(content)
+    with pytest.raises(UserError, match=r"grid\.json"):
+        read_grid(tmp_path)
+
+
+def test_no_grid(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no grid"):
+        read_grid(tmp_path)

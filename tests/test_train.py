@@ -24,8 +24,11 @@ import dreamer_lpm
 import dreamer_lpm.train as train_module
 from dreamer_lpm import checkpoint
 from dreamer_lpm.behavior import BehaviorConfig
+from dreamer_lpm.envs import Envs, coverage
 from dreamer_lpm.noisy_tv import TVImages, TVSpec
 from dreamer_lpm.presets import preset
+from dreamer_lpm.probe import TVProbe
+from dreamer_lpm.report.measures import late_tv_share
 from dreamer_lpm.report.metrics import read_metrics
 from dreamer_lpm.settings import from_plain
 from dreamer_lpm.train import Report, RunConfig, State, Stopped, Tally, train
@@ -302,6 +305,21 @@ def test_summary(finished: tuple[Path, Report]) -> None:
     assert summary["eval_return_mean"] == pytest.approx(np.mean(summary["eval_returns"]))
     assert summary["tv_chance"] == pytest.approx(0.25)
     assert 0.05 < summary["tv_share"] < 0.6
+    assert 0 < summary["tv_share_last_quarter"] < 1
+    assert summary["escape_step"] is None, "shorter than a window"
+    assert summary["coverage_grid"].startswith("angle x angular speed, 24 x 16 cells")
+    rows = read_metrics(run_dir)
+    assert summary["eval_return_tv_off"] == [row for row in rows if row["kind"] == "eval"][-1]["return_mean"]
+    assert summary["coverage"] >= [row for row in rows if row["kind"] == "episode"][-1]["coverage"] > 0
+    late = [row for row in rows if row["kind"] == "train" and row["step"] > 0.75 * 150]
+    for name, key in (
+        ("dream_tv_share", "dream/tv_share"),
+        ("probe_accuracy", "probe/accuracy"),
+        ("recon_tv_share", "loss/recon_tv_share"),
+        ("bonus_tv_on", "bonus/tv_on"),
+        ("bonus_tv_off", "bonus/tv_off"),
+    ):
+        assert summary[name] == pytest.approx(np.nanmean([row[key] for row in late])), name
     assert summary["tv_images"] == {
         "requested": "static", "used": "static", "count": None, "reason": "Uniform noise was asked for by name."
     }  # fmt: skip
@@ -338,6 +356,10 @@ def test_metrics(finished: tuple[Path, Report]) -> None:
     for key in ("recon", "dyn", "rep", "reward", "cont", "actor", "critic", "error_predictor"):
         assert math.isfinite(train_row[f"loss/{key}"]), key
     assert {"bonus/mean", "bonus/tv_on", "bonus/tv_off", "wall_steps_per_s", "updates"} <= train_row.keys()
+    assert 0 <= train_row["dream/tv_share"] <= 1
+    assert 0 <= train_row["probe/accuracy"] <= 1
+    coverages = [row["coverage"] for row in kinds["episode"]]
+    assert coverages == sorted(coverages)
     evals = [(row["step"], row["arm"], len(row["returns"])) for row in kinds["eval"]]
     assert evals == [(80, "as_trained", 2), (80, "tv_off", 2), (150, "as_trained", 4), (150, "tv_off", 4)]
     assert kinds["eval"][-2]["returns"] == report.summary["eval_returns"]
@@ -352,17 +374,29 @@ def test_tensorboard_and_checkpoints_lie_in_the_run(finished: tuple[Path, Report
     assert report.video == run_dir / "videos" / "eval_iter_150_ep_0.mp4"
 
 
+OF_THE_TV = ("escape_step", "probe_accuracy")
+
+
 def test_a_run_without_tv_and_without_curiosity_speaks_of_neither(tmp_path: Path) -> None:
     cfg = replace(TINY, steps=80, agent=replace(TINY.agent, curiosity="none"))
     report = train(cfg, tmp_path)
     rows = metrics(tmp_path)
     assert any(row["kind"] == "train" for row in rows)
-    assert [key for row in rows for key in row if "tv" in key or "bonus" in key] == []
-    assert (report.summary["tv_share"], report.summary["tv_chance"], report.summary["tv_images"]) == (None,) * 3
+    assert [key for row in rows for key in row if "tv" in key or "bonus" in key or "probe" in key] == []
+    of_neither = [key for key in report.summary if "tv_" in key or "bonus" in key or key in OF_THE_TV]
+    assert len(of_neither) == 11
+    assert [report.summary[key] for key in of_neither] == [None] * 11
+    assert report.summary["coverage"] == [row for row in rows if row["kind"] == "episode"][-1]["coverage"] > 0
 
 
-def test_a_run_shorter_than_its_prefill_still_ends_well(tmp_path: Path) -> None:
-    report = train(replace(TINY, steps=10), tmp_path)
+def test_a_run_shorter_than_its_prefill_still_ends_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an env whose grid nobody has drawn; it has no coverage, which is another thing than a coverage of 0."""
+    monkeypatch.setattr(coverage, "GRIDS", {})
+    report = train(replace(TINY, steps=10, time_limit=5), tmp_path)
+    assert (report.summary["coverage"], report.summary["coverage_grid"]) == (None, None)
+    episodes = [row for row in metrics(tmp_path) if row["kind"] == "episode"]
+    assert len(episodes) == 2
+    assert not any("coverage" in row for row in episodes)
     assert (report.summary["env_steps"], report.summary["updates"]) == (10, 0)
     assert report.agent.is_file()
 
@@ -372,6 +406,77 @@ def test_a_tv_that_is_always_on_has_a_share_of_one(tmp_path: Path) -> None:
     report = train(replace(TINY, steps=60, noisy_tv=True, tv=TVSpec(trigger="always")), tmp_path)
     assert (report.summary["tv_share"], report.summary["tv_chance"]) == (1.0, 1.0)
     assert {row["tv_share"] for row in read_metrics(tmp_path) if row["kind"] == "episode"} == {1.0}
+
+
+RANDOM = replace(WITH_TV, steps=130, prefill=1000)  # measured, and nothing learned
+
+
+def test_cells_and_tv_steps_are_those_counted_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefill counts, resets do not; each TV step falls to its own 100 env steps."""
+    visited, bins = set[int](), [[0, 0], [0, 0]]
+    step = Envs.step
+
+    def stepping(self: Envs, actions: np.ndarray) -> dict[str, np.ndarray]:
+        row = step(self, actions)
+        if self.seed != train_module.EVAL_SEED:
+            for lane, is_first, tv_on in zip(self._lanes, row["is_first"], row["tv_on"], strict=True):
+                if not is_first:
+                    angle, speed = lane.env.unwrapped.state  # type: ignore[attr-defined]
+                    turned = math.atan2(math.sin(angle), math.cos(angle)) / math.pi
+                    visited.add(math.floor((turned + 1) * 12) * 16 + min(math.floor(speed + 8), 15))
+                    at = 0 if self.env_steps <= 100 else 1
+                    bins[at][0] += bool(tv_on)
+                    bins[at][1] += 1
+        return row
+
+    monkeypatch.setattr(Envs, "step", stepping)
+    report = train(RANDOM, tmp_path)
+    tally = everything(tmp_path)["tally"]
+    assert set(tally["visited"]) == visited
+    assert len(tally["visited"]) == len(visited) > 10
+    assert tally["tv_bins"] == bins
+    assert report.summary["coverage"] == len(visited) / (24 * 16)
+    assert report.summary["tv_share_last_quarter"] == late_tv_share(bins, 130)
+
+
+def test_a_checkpoint_of_before_these_counts_goes_on_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coverage that began in the middle would be a false one."""
+    save = checkpoint.save
+
+    def as_before(run_dir: Path, step: int, tensors: Any, plain: Any, replay: list[Path]) -> Path:
+        tensors = {key: value for key, value in tensors.items() if key != "probe"}
+        tally = {key: value for key, value in plain["tally"].items() if key not in ("visited", "tv_bins")}
+        return save(run_dir, step, tensors, {**plain, "tally": tally}, replay)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", as_before)
+        train(replace(WITH_TV, steps=80), tmp_path)
+    report = train(replace(WITH_TV, steps=130), tmp_path, resume=True)
+    assert [report.summary[key] for key in ("coverage", "escape_step", "tv_share_last_quarter")] == [None] * 3
+    assert 0 < report.summary["tv_share"] < 1
+    late = [row for row in metrics(tmp_path) if row["step"] > 80]
+    assert any(row["kind"] == "episode" for row in late)
+    assert not any("coverage" in row for row in late)
+    assert 0 <= [row for row in late if row["kind"] == "train"][-1]["dream/tv_share"] <= 1
+
+
+def test_a_sham_shows_no_tv_and_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    played = []
+    evaluate = train_module.evaluate
+
+    def counting(*args: Any, **more: Any) -> Any:
+        played.append(evaluate(*args, **more))
+        return played[-1]
+
+    monkeypatch.setattr(train_module, "evaluate", counting)
+    report = train(replace(WITH_TV, steps=80, tv=TVSpec(trigger="remote", control="sham")), tmp_path)
+    assert len(played) == 1
+    assert [row["arm"] for row in metrics(tmp_path) if row["kind"] == "eval"] == ["as_trained", "tv_off"]
+    assert report.summary["eval_return_tv_off"] == report.summary["eval_return_mean"]
+    assert (report.summary["tv_share"], report.summary["tv_share_last_quarter"]) == (0.0, 0.0)
+    assert (report.summary["dream_tv_share"], report.summary["probe_accuracy"]) == (None, None)
 
 
 def test_what_auto_found_is_recorded_and_kept_by_whoever_resumes(
@@ -410,6 +515,21 @@ def test_evaluation_does_not_change_training(tmp_path: Path, uninterrupted: dict
         )
         assert differences(a, b) == []
     assert len(got["metrics"]) != len(want["metrics"])
+
+
+def test_the_probe_changes_no_bit_of_what_is_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, dict[str, Any]]
+) -> None:
+    """Told the opposite of the truth about every frame, it says other things, and nobody listens."""
+    want = uninterrupted["remote"]
+    take = TVProbe.take
+    monkeypatch.setattr(TVProbe, "take", lambda self, replayed, tv_on, dreamed: take(self, replayed, ~tv_on, dreamed))
+    train(RUNS["remote"], tmp_path)
+    got = everything(tmp_path)
+    different = {where.split("/")[1] for where in differences(got, want)}
+    assert different == {"tensors", "metrics"}
+    for name in ("agent", "optimizer", "generator", "carry", "sums"):
+        assert differences(got["tensors"][name], want["tensors"][name]) == [], name
 
 
 def test_updates_wait_for_the_prefill_and_keep_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ PAPER = {  # arXiv 2509.25438, coverage %, clean and noisy; its ensemble is the 
     "icm": (90.9, 12.8), "rnd": (45.5, 28.0), "disagreement": (91.2, 61.0), "ama": (33.0, 13.2), "lpm": (76.5, 67.0),
 }  # fmt: skip
 OBS, ACTION = 3, 2  # position, velocity, channel; force, remote
-ENVS, STEPS = 16, 64  # of one rollout
+ENVS, STEPS = 8, 128  # of one rollout
 GRID = 20  # cells a side, over the whole ranges of position and velocity
 
 
@@ -44,7 +44,7 @@ GRID = 20  # cells a side, over the whole ranges of position and velocity
 class Setting:
     """Shared by every method: nothing here was chosen for one of them."""
 
-    rollouts: int = 40
+    rollouts: int = 50
     hidden: int = 64
     gamma: float = 0.99
     lam: float = 0.95
@@ -54,9 +54,9 @@ class Setting:
     minibatch: int = 256
     lr: float = 3e-4
     model_updates: int = 32  # of predictor and curiosity, after each rollout
-    model_batch: int = 64
+    model_batch: int = 128
     model_lr: float = 1e-3
-    queue: int = 2048  # LPM's
+    queue: int = 4096  # LPM's: 32 updates
 
 
 class NoisyMountainCar:

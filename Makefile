@@ -5,7 +5,7 @@ VENV ?= .venv
 # Passed to `pip install`. A CPU-only torch on Linux, which saves gigabytes:
 #   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
-# Passed to train_lpm.py, after the demo's own options.
+# Passed to train_lpm.py by the demo, and to benchmarks/story.py by the story, after their own options.
 ARGS ?=
 # Passed to pytest, e.g. PYTEST_ARGS="-n 2 tests/noisy_tv".
 PYTEST_ARGS ?=
@@ -17,13 +17,16 @@ DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test slow lint install dev clean
+.PHONY: help demo story test slow lint install dev clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: $(BASE) ## install, then learn the pixel Pendulum in front of a Noisy TV (10,000 steps)
 	$(BIN)/python3 train_lpm.py --steps 10000 --noisy-tv $(ARGS)
+
+story: $(BASE) ## install, then film two curious agents before one TV (about 5 minutes on two cores)
+	$(BIN)/python3 benchmarks/story.py $(ARGS)
 
 test: $(DEV) ## install, then run the tests
 	$(BIN)/python3 -m pytest $(PYTEST_ARGS)

@@ -58,6 +58,12 @@ def test_demo_installs_once_and_trains_each_time(make: Make, tmp_path: Path) -> 
     ]
 
 
+def test_story_needs_no_more_than_the_demo(make: Make, tmp_path: Path) -> None:
+    assert make("demo").returncode == 0
+    assert make("story", "ARGS=--out elsewhere").returncode == 0
+    assert calls(tmp_path)[1:] == ["train_lpm.py --steps 10000 --noisy-tv", "benchmarks/story.py --out elsewhere"]
+
+
 def test_test_installs_the_developers_tools_and_demo_needs_nothing_more(make: Make, tmp_path: Path) -> None:
     assert make("test", "PYTEST_ARGS=-x").returncode == 0
     assert make("demo").returncode == 0

@@ -314,8 +314,9 @@ class _GridPage:
         for arm in self.arms:
             every = improvements(self.grid, arm.name)
             for measure in (RETURN, self.grid.share_measure(arm.name), COVERAGE):
-                if measure.key in every:
-                    panels.append(self.square(arm, measure, every[measure.key]))
+                square = every.get(measure.key, {})
+                if any(chance["low"] is not None for row in square.values() for chance in row.values()):
+                    panels.append(self.square(arm, measure, square))
         if not panels:
             return ""
         about = (
@@ -585,7 +586,10 @@ def _json(title: str, data: Any) -> str:
 
 
 def _revision(summary: Mapping[str, Any]) -> str:
-    return str(summary.get("git_revision") or summary.get("versions", {}).get("dreamer-lpm", "unknown"))
+    """The commit, as short as git itself writes it, or the package's version."""
+    commit, _, dirty = str(summary.get("git_revision") or "").partition("+")
+    known = commit[:10] + ("+" + dirty if dirty else "")
+    return known or str(summary.get("versions", {}).get("dreamer-lpm", "unknown"))
 
 
 def _versions(summaries: Sequence[Mapping[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import student_code
-from dreamer_lpm.cli import main
+from dreamer_lpm.cli import COMMANDS, main
 from dreamer_lpm.curiosity import REGISTRY
 from dreamer_lpm.noisy_tv import TVSpec
 from dreamer_lpm.presets import DEFAULT, PRESETS
@@ -75,7 +75,7 @@ def test_same_commands_and_names_in_the_prose_of_both_languages() -> None:
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda p: p.name)
 def test_every_flag_exists(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    known = "".join(help_of(capsys, command) for command in ("train", "eval", "bench")) + read(ROOT / "start.sh")
+    known = "".join(help_of(capsys, command) for command in COMMANDS) + read(ROOT / "start.sh")
     known += read(ROOT / "benchmarks" / "main_path.py")
     flags = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", read(path)))
     assert flags <= set(re.findall(r"--[a-z][\w.-]*\w", known)) | OTHER_TOOLS

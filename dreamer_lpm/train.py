@@ -87,6 +87,8 @@ class RunConfig:
     """Env steps per agent step (default: 2 for Pendulum, else 1)."""
     time_limit: int | None = None
     """Env steps after which an episode is cut (default: the env's own)."""
+    fast_render: bool = False
+    """Take the pictures from a table, much faster and almost equal to the env's own (Pendulum and the MountainCars)."""
     agent: Annotated[AgentConfig, tyro.conf.arg(name="")] = field(default_factory=AgentConfig)
     device: Device = "auto"
     """Where to learn: auto takes CUDA, then MPS, then CPU."""
@@ -150,7 +152,13 @@ class RunConfig:
             images = self.tv_images if self.tv_images != "auto" else self.tv.source
             control = self.tv.control if tv_on else self.tv.control or "sham"
             spec = dataclasses.replace(self.tv, source=images, control=control)
-        return EnvConfig(self.env_name, action_repeat=self.action_repeat, time_limit=self.time_limit, tv=spec)
+        return EnvConfig(
+            self.env_name,
+            action_repeat=self.action_repeat,
+            time_limit=self.time_limit,
+            tv=spec,
+            fast_render=self.fast_render,
+        )
 
 
 def _numbers(cfg: Any, where: str = "") -> Iterator[tuple[str, float]]:

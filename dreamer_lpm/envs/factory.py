@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 
+from dreamer_lpm.envs.fast_pictures import FastPicture
 from dreamer_lpm.envs.wrappers import ActionRepeat, OneChoice, Picture, UnitActions, ZeroBased, action_spec
 from dreamer_lpm.noisy_tv import ImageSource, TVSpec, add_tv, measure_chance
 from dreamer_lpm.types import UserError
@@ -27,6 +28,8 @@ class EnvConfig:
             one step of 0.05 s and its picture is costly; every other env 1).
         time_limit: env steps until truncation; None = the registered limit.
         tv: the Noisy TV in front of the env; None = no TV.
+        fast_render: take the picture from a table, where there is one (``fast_pictures.FAST``), in place of the env's
+            own.
 
     Raises:
         UserError: if a number is below 1.
@@ -37,6 +40,7 @@ class EnvConfig:
     action_repeat: int | None = None
     time_limit: int | None = None
     tv: TVSpec | None = None
+    fast_render: bool = False
 
     def __post_init__(self) -> None:
         for name in ("size", "action_repeat", "time_limit"):
@@ -73,13 +77,14 @@ def make_env(cfg: EnvConfig, *, images: ImageSource | None = None) -> gym.Env[An
         images: where the TV takes its pictures; unused without a TV.
 
     Raises:
-        UserError: unknown id, package not installed, no picture, or an action space that is not supported.
+        UserError: unknown id, package not installed, no picture (or no fast one, if asked for), or an action space
+            that is not supported.
     """
     suite = _suite(cfg.id)
     env = suite.make(cfg.id, cfg.time_limit)
     action_spec(env)  # complain about the env's own action space, before a wrapper changes it
     env = ActionRepeat(env, cfg.action_repeat or suite.default_action_repeat(cfg.id))
-    env = Picture(env, cfg.size)
+    env = FastPicture(env, cfg.size) if cfg.fast_render else Picture(env, cfg.size)
     if cfg.tv is not None:
         env = add_tv(env, cfg.tv, images)
     if isinstance(env.action_space, gym.spaces.Box):

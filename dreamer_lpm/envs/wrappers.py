@@ -101,13 +101,14 @@ class Picture(gym.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         _, info = self.env.reset(seed=seed, options=options)
-        return self._picture(), info
+        return self.draw(), info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         _, reward, terminated, truncated, info = self.env.step(action)
-        return self._picture(), reward, terminated, truncated, info
+        return self.draw(), reward, terminated, truncated, info
 
-    def _picture(self) -> np.ndarray:
+    def draw(self) -> np.ndarray:
+        """The env as it looks now: (size, size, 3) uint8, an array of its own."""
         try:
             frame: Any = self.env.render()
         except Exception as error:  # every renderer (pygame, OpenGL, Qt, ...) fails in its own way

@@ -41,11 +41,11 @@ def offset(step: int) -> float:
 
 
 def stream(seed: int = 0, shape: tuple[int, int] = (4, 12), *, discovered: bool = False) -> Iterator[Transition]:
-    """STEPS batches of replayed transitions of (B, T-1) = ``shape``."""
+    """STEPS batches of replayed transitions of (B, T-1) = ``shape``; CONVERGED, if a place is to be discovered."""
     rng, more = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
     pattern = torch.rand(3, 4, 4, 3, generator=rng)
     leads_to = torch.randn(3, 3, generator=more)
-    for step in range(STEPS):
+    for step in range(CONVERGED if discovered else STEPS):
         place = torch.randint(3, shape, generator=rng)
         if discovered and step < START:
             place = torch.where(place == LEARNABLE, MASTERED, place)
@@ -77,7 +77,7 @@ def ask(bonus: IntrinsicReward) -> Tensor:
 def history(
     bonus: IntrinsicReward, learning_rate: float = AgentConfig().curiosity_lr, *, discovered: bool = False
 ) -> Tensor:
-    """Let ``bonus`` learn from the stream as in the agent; what dreams were paid in each update, (STEPS, 3)."""
+    """Let ``bonus`` learn from the stream as in the agent; what dreams were paid in each update, (steps, 3)."""
     moved = [p for p in bonus.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(moved, lr=learning_rate, eps=1e-5) if moved else None
     paid = []

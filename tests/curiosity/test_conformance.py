@@ -1,7 +1,8 @@
 """What each bonus promises before a TV, and which known mistakes break it: judged on a stream with known answers.
 
 Every verdict is on what dreams are paid, after learning at the agent's own rate. Mistakes are planted as bonuses of
-their own, and must fail the same verdicts that the real one passes.
+their own, and must fail the same verdicts that the real one passes. Bonuses that measure the world model's error are
+shown the scripted stream; those with models of their own a place that is discovered.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from torch import Tensor, nn
 from dreamer_lpm.agent import AgentConfig
 from dreamer_lpm.curiosity import (
     LPM,
+    Disagreement,
     Distilled,
     ErrorPredictor,
+    GammaProgress,
     IntrinsicReward,
     Losses,
+    LPMOptimistic,
+    Normalized,
     Transition,
     build_curiosity,
     log_mse,
@@ -37,6 +42,8 @@ from tests.curiosity.stream import (
     interval,
 )
 
+LATE = slice(800, CONVERGED)
+"""Where a discovery lies behind."""
 PLACES = {"noise": NOISE, "mastered": MASTERED, "learned": LEARNABLE}
 
 
@@ -96,19 +103,55 @@ MISTAKES: dict[str, type[LPM]] = {
 }
 
 
+class _HardnessForDoubt(LPMOptimistic):
+    """Optimistic about how hard a place is, instead of about what is not yet known of it."""
+
+    @torch.no_grad()
+    def reward(self, t: Transition) -> Tensor:
+        x = torch.cat([t.feat, t.action], -1)
+        before, now = self.before(x).squeeze(-1), self.now(x).squeeze(-1)
+        return self.gate.opened * ((before - now).mean(0) + now.mean(0).exp().sqrt())
+
+
+class _BackToBack(GammaProgress):
+    """Old and new the wrong way round."""
+
+    @torch.no_grad()
+    def reward(self, t: Transition) -> Tensor:
+        return -super().reward(t)
+
+
+class _Surprise(Disagreement):
+    """Takes the members' distance from what came for their distance from each other."""
+
+    needs_target = True
+
+    @torch.no_grad()
+    def reward(self, t: Transition) -> Tensor:
+        return (self._expected(t) - t.next_feat @ self.project).square().mean((0, -1))
+
+
 def build(name: str) -> IntrinsicReward:
-    """A registered bonus, or LPM with that mistake."""
+    """A registered bonus, or one with that mistake."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        if name == "hardness_for_doubt":
+            return _HardnessForDoubt(DIMS, CONFIG.member_hidden, CONFIG.rate)
+        if name == "back_to_back":
+            inner = _BackToBack(DIMS, CONFIG.hidden, CONFIG.rate)
+            return Distilled(Normalized(inner, rate=1e-4), DIMS, CONFIG.hidden)
+        if name == "surprise_for_disagreement":
+            surprise = Normalized(_Surprise(DIMS, CONFIG.member_hidden), rate=1e-4)
+            return Distilled(surprise, DIMS, CONFIG.hidden)
         if name in MISTAKES:
             return Distilled(MISTAKES[name](DIMS, CONFIG.hidden, CONFIG.queue), DIMS, CONFIG.hidden)
         return build_curiosity(name, CONFIG, DIMS)
 
 
 @cache
-def paid(name: str) -> Tensor:
-    """Its payments over the stream, (STEPS, 3)."""
-    return history(build(name))
+def paid(name: str, *, discovered: bool = False) -> Tensor:
+    """Its payments over the stream, (steps, 3)."""
+    return history(build(name), discovered=discovered)
 
 
 def begins_silent(r: Tensor) -> bool:
@@ -195,6 +238,84 @@ def test_mistakes_err_in_the_known_direction() -> None:
     assert late["clipped_at_zero"] > 0.3
     assert "pays_for_progress" not in verdict("clipped_at_zero")
     assert float(paid("flipped")[START:END, LEARNABLE].mean()) < -0.5
+
+
+def test_ama_ignores_noise_but_not_for_knowing_progress() -> None:
+    """Its variance takes any error for noise. So it is silent once that is fitted, and while errors fall it owes."""
+    r = paid("ama")
+    assert float(r[CONVERGED:].mean(0).abs().max()) < 0.05  # standard deviations of the bonus
+    assert float(r[START + 20 : END, LEARNABLE].mean()) < -0.05
+
+
+def test_lbs_pays_for_noise_that_the_latent_encodes_for_ever() -> None:
+    late = paid("lbs")[CONVERGED:].mean(0)
+    assert late[NOISE] > 1
+    assert late[NOISE] > 5 * late[MASTERED].abs()
+    assert "pays_for_progress" not in verdict("lbs")
+
+
+def rests(name: str) -> Tensor:
+    """What is left when all is learned, as a share of what the discovered place was paid, (3,)."""
+    r = paid(name, discovered=True)
+    return r[LATE].mean(0) / r[START : START + 100, LEARNABLE].max()
+
+
+def is_paid_for_discovery(name: str) -> bool:
+    """In the fifty updates after it was first seen, the new place pays most, and more than it ever will again."""
+    r = paid(name, discovered=True)
+    new = r[START : START + 50].mean(0)
+    return bool(new[LEARNABLE] > 2 * new[[NOISE, MASTERED]].max() and new[LEARNABLE] > 2 * r[LATE, LEARNABLE].max())
+
+
+def test_gamma_progress_pays_for_discovery_and_then_for_nothing() -> None:
+    assert is_paid_for_discovery("gamma_progress")
+    assert float(rests("gamma_progress").abs().max()) < 0.02
+    assert float(rests("gamma_progress")[NOISE]) < 0, "the average of models is the better one on noise"
+
+
+def test_disagreement_pays_for_discovery_and_keeps_a_rest_for_noise() -> None:
+    """It falls on noise as elsewhere, to a few hundredths; a learning rate that never falls keeps it there."""
+    assert is_paid_for_discovery("disagreement")
+    rest = rests("disagreement")
+    assert float(rest[MASTERED]) < 0.03
+    assert 0.02 < float(rest[NOISE]) < 0.10
+
+
+def test_lpm_optimistic_keeps_lpms_promises_but_for_a_floor() -> None:
+    """A standard deviation is never zero: a few hundredths remain, for noise hardly more than for the mastered."""
+    r = paid("lpm_optimistic")
+    progress = r[START + 50 : END, LEARNABLE].mean()
+    floor = r[CONVERGED:].mean(0) / progress
+    assert begins_silent(r)
+    assert float(progress) > 3 * float(r[START + 50 : END, NOISE].mean())
+    assert float(floor.min()) > 0
+    assert float(floor.max()) < 0.10
+    assert float(floor[NOISE] - floor[MASTERED]) < 0.03
+
+
+def test_lpm_optimistic_looks_forward_to_what_nobody_has_seen_and_lpm_does_not() -> None:
+    """Just opened, and before anything was learned of the place that nobody visited."""
+    hopes = {name: paid(name, discovered=True)[:START] for name in ("lpm_optimistic", "lpm_dual")}
+    opened = paid("lpm_optimistic", discovered=True)
+    first = int(opened.any(1).nonzero()[0])
+    assert first < START + 50
+    assert float(opened[first, LEARNABLE]) > 5 * float(opened[first, [NOISE, MASTERED]].abs().max())
+    assert float(hopes["lpm_dual"].abs().max()) < 0.25
+
+
+@pytest.mark.parametrize("name", ["icm", "rnd"])
+def test_novelty_and_feature_error_pay_for_ever_new_pictures(name: str) -> None:
+    """They do grow tired of the place that was learned: what captures them is that the noise never repeats."""
+    rest = paid(name, discovered=True)[LATE].mean(0)
+    assert rest[NOISE] > 0.25  # standard deviations of the bonus
+    assert rest[NOISE] > 10 * rest[[LEARNABLE, MASTERED]].max()
+
+
+def test_mistakes_of_the_other_robust_kinds_are_caught() -> None:
+    late = paid("hardness_for_doubt")[CONVERGED:].mean(0)
+    assert late[NOISE] > 3 * late[MASTERED].abs(), "hard places are not unknown places"
+    assert not is_paid_for_discovery("back_to_back")
+    assert float(rests("surprise_for_disagreement")[NOISE]) > 0.3
 
 
 class _Clamped(ErrorPredictor):

@@ -211,9 +211,10 @@ def draw(rows: Sequence[Row], at: Sequence[int], path: Path) -> None:
             ax.set_ylim(bottom=0)
         if name in PAPER:
             ax.axvline(PAPER[name], color="#6b7280", linestyle="--", linewidth=1)
+            side, shift = ("right", -4) if PAPER[name] > 200 else ("left", 4)
             ax.annotate(
-                f"the paper's, on MNIST:\nnear zero after about {PAPER[name]}", (PAPER[name], 0.97), color="#6b7280",
-                xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", va="top", fontsize=8,
+                f"paper, on MNIST:\nnear zero by {PAPER[name]}", (PAPER[name], 0.97), color="#6b7280", fontsize=8,
+                xycoords=("data", "axes fraction"), xytext=(shift, 0), textcoords="offset points", ha=side, va="top",
             )  # fmt: skip
         ax.set_xscale("symlog", linthresh=10)
         ax.set_xticks(ticks := [u for u in (0, 10, 30, 100, 300, 1000) if u <= at[-1]], map(str, ticks))

@@ -51,7 +51,7 @@ class Setting:
     clip: float = 0.2
     entropy: float = 3e-3
     epochs: int = 4
-    minibatch: int = 256
+    minibatches: int = 4
     lr: float = 3e-4
     model_updates: int = 32  # of predictor and curiosity, after each rollout
     model_batch: int = 128
@@ -214,7 +214,7 @@ class Learner:
             advantage = ((advantage - advantage.mean()) / advantage.std().clamp(min=1.0)).flatten()
         obs, drawn = data.obs.flatten(0, 1), data.drawn.flatten(0, 1)
         for _ in range(cfg.epochs):
-            for pick in torch.randperm(len(obs)).reshape(-1, cfg.minibatch):
+            for pick in torch.randperm(len(obs)).chunk(cfg.minibatches):
                 normal = self.policy(obs[pick])
                 ratio = (normal.log_prob(drawn[pick]).sum(-1) - before[pick]).exp()
                 gain = torch.minimum(ratio * advantage[pick], ratio.clamp(1 - cfg.clip, 1 + cfg.clip) * advantage[pick])
@@ -290,7 +290,7 @@ def present(rows: Sequence[Row]) -> list[str]:
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Every seed as a dot, mean and interval beside it, the paper's figures as diamonds."""
     methods = present(rows)
-    figure = Figure(figsize=(11, 1.4 + 0.5 * len(methods)), layout="constrained")
+    figure = Figure(figsize=(11, 2.2 + 0.45 * len(methods)), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.6, 1])
     for axes, key in ((left, "coverage"), (right, "remote_share_last_quarter")):

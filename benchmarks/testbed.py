@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -46,5 +47,6 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def write_summary(out: Path, command: str, figures: Mapping[str, Any]) -> None:
     """Write ``out/summary.json``: the command line, the versions and the figures."""
-    summary = {"command": command, "versions": versions(), **figures}
+    extra = {name: metadata.version(name) for name in ("scikit-learn", "scipy")}
+    summary = {"command": command, "versions": {**versions(), **extra}, **figures}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -160,7 +160,6 @@ class Agent(nn.Module):
             **_tv_metrics(batch, lesson, bonus, seen.mask),
         }
 
-    @torch.no_grad()
     def _transitions(self, batch: Batch, lesson: Lesson) -> Transition:
         """The replayed steps as curiosity sees them: state t, the action that led to t+1, state t+1. (B, T-1)."""
         feat = lesson.latents.detach().feat.float()
@@ -171,7 +170,8 @@ class Agent(nn.Module):
         )  # fmt: skip
         if not self._embeds:
             return steps
-        expected = self.world.encoder(lesson.predicted[:, 1:] * 255)
+        with torch.no_grad():
+            expected = self.world.encoder(lesson.predicted[:, 1:] * 255)
         return replace(steps, target_embed=lesson.embeds[:, 1:], predicted_embed=expected)
 
     def _dream(self, batch: Batch, latents: Latent) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:

@@ -46,18 +46,20 @@ class CuriosityConfig:
         return max(1, self.hidden // 4)
 
 
+_FADING = 1e-4
 Builder = Callable[[CuriosityConfig, Dims], IntrinsicReward]
 
-# Bonuses whose scale has no meaning are normalised; those in nats of log error are paid as they are.
+# Bonuses whose scale has no meaning are normalised, those that fade away by a scale that does not forget; those in nats
+# of log error are paid as they are.
 REGISTRY: dict[str, Builder] = {
     "none": lambda cfg, dims: NoBonus(),
     "prediction_error": lambda cfg, dims: Normalized(PredictionError(cfg.error_space)),
     "icm": lambda cfg, dims: Normalized(ICM(dims, cfg.hidden)),
     "rnd": lambda cfg, dims: Normalized(RND(cfg.hidden)),
-    "disagreement": lambda cfg, dims: Normalized(Disagreement(dims, cfg.member_hidden, cfg.members), rate=1e-4),
+    "disagreement": lambda cfg, dims: Normalized(Disagreement(dims, cfg.member_hidden, cfg.members), rate=_FADING),
     "ama": lambda cfg, dims: Normalized(AMA(dims, cfg.hidden, cfg.error_space)),
     "lbs": lambda cfg, dims: Normalized(LBS()),
-    "gamma_progress": lambda cfg, dims: Normalized(GammaProgress(dims, cfg.hidden, cfg.rate), rate=1e-4),
+    "gamma_progress": lambda cfg, dims: Normalized(GammaProgress(dims, cfg.hidden, cfg.rate), rate=_FADING),
     "lpm": lambda cfg, dims: LPM(dims, cfg.hidden, cfg.queue, cfg.error_space),
     "lpm_guide": lambda cfg, dims: LPMGuide(dims, cfg.hidden, cfg.error_space),
     "lpm_dual": lambda cfg, dims: LPMDual(dims, cfg.hidden, cfg.rate, cfg.error_space),
@@ -73,7 +75,7 @@ def build_curiosity(name: str, cfg: CuriosityConfig, dims: Dims) -> IntrinsicRew
     Raises UserError when a name is not registered, the sum cannot be read, or nothing in it has an error to measure in
     ``cfg.error_space``.
     """
-    weights = _terms(name)
+    weights = parse_curiosity(name)
     parts = {term: (weight, _ready(term, cfg, dims)) for term, weight in weights.items()}
     bonus = parts[name][1] if name in parts else Sum(parts)
     # No bonus at all is the baseline in every space.
@@ -87,8 +89,8 @@ def _ready(name: str, cfg: CuriosityConfig, dims: Dims) -> IntrinsicReward:
     return Distilled(bonus, dims, cfg.hidden) if bonus.needs_target else bonus
 
 
-def _terms(text: str) -> dict[str, float]:
-    """Names and weights of ``lpm_dual+0.5*disagreement``."""
+def parse_curiosity(text: str) -> dict[str, float]:
+    """Names and weights of ``lpm_dual+0.5*disagreement``. Raises UserError when it cannot be read as such."""
     weights: dict[str, float] = {}
     for term in text.split("+"):
         weight, star, name = (part.strip() for part in term.rpartition("*"))
@@ -114,5 +116,5 @@ __all__ = [
     "AMA", "ICM", "LBS", "LPM", "REGISTRY", "RND", "CuriosityConfig", "Dims", "Disagreement", "Distilled",
     "ErrorPredictor", "FitGate", "GammaProgress", "IntrinsicReward", "LPMDual", "LPMGuide", "LPMOptimistic", "Losses",
     "NoBonus", "Normalized", "PredictionError", "Sum", "Transition", "build_curiosity", "log_mse", "mse",
-    "reads_embeddings",
+    "parse_curiosity", "reads_embeddings",
 ]  # fmt: skip

@@ -4,9 +4,9 @@
     r   = |f(x) - f*(x)|^2 / dim                       f* frozen and random, f learns to imitate it
 
 f* is a function of the frame alone, so nothing about r is aleatoric: it falls wherever frames like this one were seen.
-Promise before a TV: pictures that come back grow dull, like all else (K of them, or static whose features look alike).
-Known weakness: a TV that always has another picture is always novel; RND watches until its network generalises to
-pictures as such. And it pays for the state reached, whatever can still be learned there.
+Promise before a TV: pictures that come back grow dull, like all else. Known weakness: a TV that always has another
+picture is always novel, and RND watches until its network generalises to pictures as such. And it pays for the state
+reached, whatever can still be learned there.
 """
 
 from __future__ import annotations

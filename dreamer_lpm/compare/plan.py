@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from dreamer_lpm.curiosity import REGISTRY
+from dreamer_lpm.curiosity import REGISTRY, parse_curiosity
 from dreamer_lpm.envs import make_env
 from dreamer_lpm.noisy_tv import NoisyTVError, TVSpec, load_images
 from dreamer_lpm.presets import DEFAULT, preset
@@ -114,11 +114,7 @@ class Plan:
         envs = []
         for key in self.cells():
             cfg = self.config(key)
-            if cfg.agent.curiosity not in REGISTRY:
-                raise UserError(
-                    f"Unknown curiosity '{cfg.agent.curiosity}' of method '{key.method}'; choose one of: "
-                    f"{', '.join(REGISTRY)}."
-                )
+            parse_curiosity(cfg.agent.curiosity)
             quiet = cfg.env(tv_on=False)  # needs no pictures
             if quiet not in envs:
                 envs.append(quiet)

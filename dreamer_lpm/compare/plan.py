@@ -114,7 +114,10 @@ class Plan:
         envs = []
         for key in self.cells():
             cfg = self.config(key)
-            parse_curiosity(cfg.agent.curiosity)
+            try:
+                parse_curiosity(cfg.agent.curiosity)
+            except UserError as error:
+                raise UserError(f"Method '{key.method}': {error}") from error
             quiet = cfg.env(tv_on=False)  # needs no pictures
             if quiet not in envs:
                 envs.append(quiet)

@@ -132,7 +132,7 @@ FILE_MISTAKES = {
     "range": ('methods = ["none"]\n[arms.mine]\ntv = {pool = 0}', "The arm 'mine': a TV pool of 0 pictures"),
     "table": ("methods = 3\narms = ['off']", "'methods' must be a table of settings"),
     "unknown": ("methods = ['lmp']\narms = ['off']", "Unknown method 'lmp'; choose from: none, prediction_error"),
-    "curiosity": ("arms = ['off']\n[methods.mine]\ncuriosity = 'x'", "Unknown curiosity 'x' of method 'mine'"),
+    "curiosity": ("arms = ['off']\n[methods.mine]\ncuriosity = 'x'", "Method 'mine': Unknown curiosity 'x'"),
     "seeds": ("methods = ['none']\narms = ['off']\nseeds = 'x'", "seeds must be whole numbers"),
     "same": ("methods = ['none']\narms = ['off']\nseeds = [1, 1]", "each only once"),
     "zero": ("methods = ['none']\narms = ['off']\nseeds = 0", "at least one"),

@@ -130,6 +130,7 @@ def test_action_repeat_counts_as_env_steps() -> None:
 MAKERS: dict[str, Callable[[], gym.Env[Any, Any]]] = {
     "counter": partial(CounterEnv, length=6),
     "pendulum": lambda: make_env(EnvConfig(time_limit=12)),
+    "pendulum-fast": lambda: make_env(EnvConfig(time_limit=12, fast_render=True)),
     "cartpole": lambda: make_env(EnvConfig(id="CartPole-v1")),
     "pendulum-tv": lambda: make_env(EnvConfig(time_limit=12, tv=TVSpec(source="static", threshold=0.5))),
     "cartpole-remote": lambda: make_env(EnvConfig(id="CartPole-v1", tv=TVSpec(source="static", trigger="remote"))),

@@ -158,6 +158,20 @@ class Agent(nn.Module):
             **norms,
             **dream_metrics,
             **_tv_metrics(batch, lesson, bonus, seen.mask),
+            **self._health(lesson),
+        }
+
+    @torch.no_grad()
+    def _health(self, lesson: Lesson) -> dict[str, Tensor]:
+        """Signs of life: KL in nats; shares in [0, 1] of latents of one class in the whole batch, and of the policy's
+        randomness.
+        """
+        rssm = self.cfg.world.rssm
+        classes = lesson.latents.stoch.reshape(-1, rssm.stoch, rssm.classes).argmax(-1)
+        return {
+            "health/kl": lesson.kl.mean(),
+            "health/dead_latents": (classes == classes[0]).all(0).float().mean(),
+            "health/entropy": self.behavior.randomness,
         }
 
     def _transitions(self, batch: Batch, lesson: Lesson) -> Transition:

@@ -94,6 +94,17 @@ class Actor(nn.Module):
         log_prob = -0.5 * ((sampled - mean) / std).square() - log_std - 0.5 * math.log(2 * math.pi)
         return log_prob.sum(-1), (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
+    def entropy_range(self) -> tuple[float, float]:
+        """The least and the most entropy that the policy can have, in nats."""
+        if not self.spec.is_discrete:
+            unit = 0.5 * math.log(2 * math.pi * math.e)
+            low, high = math.log(self.cfg.min_std), math.log(self.cfg.max_std)
+            return self.spec.size * (low + unit), self.spec.size * (high + unit)
+        others = self.cfg.unimix / self.spec.size
+        best = 1 - others * (self.spec.size - 1)
+        least = -best * math.log(best) - (others * math.log(others) * (self.spec.size - 1) if others else 0.0)
+        return least, math.log(self.spec.size)
+
 
 class Critic(nn.Module):
     """Value of a state, as a symlog two-hot distribution, with a slowly following copy that steadies it."""
@@ -169,7 +180,12 @@ class ReturnRange(nn.Module):
 
 
 class Behavior(nn.Module):
-    """Actor, critic and return range, and the loss that joins them."""
+    """Actor, critic and return range, and the loss that joins them.
+
+    ``randomness`` is how random the policy was in the last dream, for whoever measures: 1 as it can be, 0 not at all.
+    """
+
+    randomness: Tensor
 
     def __init__(self, cfg: BehaviorConfig, feat_size: int, spec: ActionSpec):
         super().__init__()
@@ -193,6 +209,8 @@ class Behavior(nn.Module):
             advantage = (returns - value[:-1]) / self.range.scale
             weight = torch.cat([alive.to(cont.dtype).unsqueeze(0), cont[:-1]]).cumprod(0)
         log_prob, entropy = self.actor.log_prob_and_entropy(feat[:-1], sampled)
+        least, most = self.actor.entropy_range()
+        self.randomness = (entropy.detach().mean() - least) / (most - least)
         return {
             "actor": -weight * (log_prob * advantage + self.cfg.entropy * entropy),
             "critic": weight * self.critic.loss(feat[:-1], returns),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import re
 import shlex
 import shutil
@@ -24,7 +23,7 @@ from dreamer_lpm.noisy_tv import load_images
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import from_plain, read_file, to_plain
-from dreamer_lpm.train import CONFIG_FILE, EVAL_SEED, Report, RunConfig, Stopped, train
+from dreamer_lpm.train import CONFIG_FILE, EVAL_SEED, Report, RunConfig, Stopped, read_config, train
 from dreamer_lpm.types import UserError
 
 # What may differ between a run and its continuation; anything else would make it another run.
@@ -37,6 +36,8 @@ CHANGEABLE = {
     "wandb_run_name",
     "log_every",
     "checkpoint_every",
+    "keep_checkpoints",
+    "rollbacks",
 }
 RUNS = Path("runs")
 
@@ -112,13 +113,7 @@ def _base(known: argparse.Namespace, run_dir: Path) -> RunConfig:
         for name in ("config", "preset"):
             if getattr(known, name) is not None:
                 raise UserError(f"--resume goes on with the run's own settings; leave --{name} out.")
-        try:
-            saved = dict(json.loads((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))["config"])
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{run_dir} holds no run to resume (no readable {CONFIG_FILE}); check --run-name and --runs."
-            ) from None
-        return from_plain(RunConfig, saved)
+        return from_plain(RunConfig, read_config(run_dir)["config"])
     cfg = preset(known.preset or DEFAULT)
     return cfg if known.config is None else from_plain(RunConfig, read_file(known.config), cfg)
 

@@ -44,12 +44,23 @@ class Scores:
         }
 
 
+def _go_on() -> None:
+    """Nobody asks to stop."""
+
+
 def evaluate(
-    agent: Agent, make: Callable[[], gym.Env[Any, Any]], *, episodes: int, seed: int, policy: Policy = "mode"
+    agent: Agent,
+    make: Callable[[], gym.Env[Any, Any]],
+    *,
+    episodes: int,
+    seed: int,
+    policy: Policy = "mode",
+    watch: Callable[[], None] = _go_on,
 ) -> Scores:
     """Play ``episodes`` whole episodes side by side in one env each, on seeds of their own.
 
-    The agent's generator is put back afterwards: evaluating never changes the training that follows.
+    The agent's generator is put back afterwards: evaluating never changes the training that follows. ``watch`` is
+    called before each step, and may raise to end it.
     """
     envs = Envs(make, episodes, seed)
     kept = agent.generator.get_state()
@@ -59,6 +70,7 @@ def evaluate(
     carry, row = agent.begin(episodes), envs.reset_row()
     try:
         while playing.any():
+            watch()
             carry = agent.act(carry, row, policy)
             row = envs.step(carry.action.cpu().numpy())
             returns += np.where(playing, row["reward"], 0.0)
@@ -80,8 +92,12 @@ def record(
     policy: Policy = "mode",
     title: str = "",
     has_tv: bool,
+    watch: Callable[[], None] = _go_on,
 ) -> EpisodeTrace:
-    """Play one episode and keep what the env showed, what the model made of it, and what it had expected."""
+    """Play one episode and keep what the env showed, what the model made of it, and what it had expected.
+
+    ``watch`` as in :func:`evaluate`.
+    """
     envs = Envs(make, 1, seed)
     kept = agent.generator.get_state()
     agent.generator.manual_seed(seed)
@@ -89,6 +105,7 @@ def record(
     carry, row = agent.begin(1), envs.reset_row()
     try:
         while True:
+            watch()
             before, carry = carry, agent.act(carry, row, policy)
             frames["obs"].append(row["obs"][0])
             frames["reward"].append(float(row["reward"][0]))

@@ -7,9 +7,11 @@ train(RunConfig(steps=10_000, noisy_tv=True), Path("runs/mine"))
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import math
 import resource
+import secrets
 import signal
 import sys
 import threading
@@ -32,6 +34,9 @@ from dreamer_lpm import checkpoint
 from dreamer_lpm.agent import Agent, AgentConfig, Carry
 from dreamer_lpm.envs import EnvConfig, Envs, make_env, tv_chance
 from dreamer_lpm.evaluate import Scores, evaluate, record, save_agent
+from dreamer_lpm.forecast import Forecast
+from dreamer_lpm.guard import FIRST_ALARM, Guard, alarms, check_finite, save_batch
+from dreamer_lpm.lock import RunLock
 from dreamer_lpm.machine import keep_freed_memory, pick_device, pick_precision, pick_threads
 from dreamer_lpm.noisy_tv import ImageSource, TVImages, TVSpec, load_images
 from dreamer_lpm.probe import TVProbe
@@ -40,15 +45,16 @@ from dreamer_lpm.report.measures import BIN, escape_step, late_mean, late_tv_sha
 from dreamer_lpm.report.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoardSink, WandbSink, read_metrics
 from dreamer_lpm.report.plots import plot_run
 from dreamer_lpm.report.progress import Progress
-from dreamer_lpm.report.strict_json import dumps, write_atomically
+from dreamer_lpm.report.strict_json import dumps, is_sealed, sealed, write_atomically
 from dreamer_lpm.report.summary import git_revision, versions, write_summary
 from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import to_plain
-from dreamer_lpm.types import UserError
+from dreamer_lpm.types import NotFinite, UserError
 from dreamer_lpm.world import Latent
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 CONFIG_FILE = "config.json"
+BEST_AGENT = "agent_best.pth"
 EVAL_SEED = 1_000_003  # evaluation episodes are none of the training's
 
 
@@ -104,6 +110,12 @@ class RunConfig:
     """Env steps between two lines of training metrics."""
     checkpoint_every: int = 5_000
     """Env steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept; one that is found damaged is passed over for the one before."""
+    rollbacks: int = 3
+    """How often a run that met a NaN or an infinity may go back to its last checkpoint, before it gives up."""
+    rollback_lr: float = 0.5
+    """Factor on all learning rates each time it does."""
     wandb: bool = False
     """Also log to Weights & Biases (needs the extra: pip install "dreamer-lpm[wandb]")."""
     wandb_project: str = "dreamer-lpm"
@@ -121,11 +133,13 @@ class RunConfig:
             "eval_episodes",
             "log_every",
             "checkpoint_every",
+            "keep_checkpoints",
+            "rollback_lr",
         )
         for name in positive:
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} must be above 0, not {getattr(self, name)}.")
-        for name in ("seed", "prefill", "eval_every", "threads"):
+        for name in ("seed", "prefill", "eval_every", "threads", "rollbacks"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be 0 or more, not {getattr(self, name)}.")
         for name, value in _numbers(self.agent):
@@ -193,7 +207,10 @@ class Tally:
     logged: int = 0  # env steps at the last line of training metrics
     evaluated: int = 0
     saved: int = 0
+    best: list[float] | None = None  # env step and mean return of the best evaluation on the way
+    rollbacks: int = 0
     seconds: float = 0.0  # of wall time, over all sessions
+    saving_seconds: float = 0.0  # of these, to write checkpoints
 
 
 class State:
@@ -209,8 +226,11 @@ class State:
             cfg.agent, self.envs.action_spec, seed=agent_seed, device=self.device, bf16=cfg.precision == "bf16"
         )
         self.rng = np.random.default_rng(seeds[1])
+        self.fields = self._fields()
+        self.forecast = self._forecast()
+        self.forecast.check_memory(self.device)
         try:
-            self.replay = Replay(cfg.replay_capacity // cfg.num_envs, self._fields(), cfg.num_envs, self.device)
+            self.replay = Replay(cfg.replay_capacity // cfg.num_envs, self.fields, cfg.num_envs, self.device)
         except RuntimeError as error:  # torch's word for memory that cannot be had
             raise UserError(
                 f"A replay of {cfg.replay_capacity:,} steps does not fit into memory; lower replay_capacity."
@@ -223,8 +243,9 @@ class State:
         self.probe = TVProbe(feat_size, self.device) if cfg.noisy_tv and cfg.tv.control is None else None
         self.sums: dict[str, Tensor] = {}  # training metrics since the last line
         self.summed = 0
+        self.guard = Guard(self.device)
         self.saved_rows = 0
-        self.pieces: list[Path] = []
+        self.pieces: dict[Path, str] = {}  # of the replay on disk, with their SHA-256
         self.wandb_id: str | None = None  # of the W&B run, if there is one
 
     def remember(self) -> None:
@@ -238,6 +259,7 @@ class State:
         """One update from one sampled batch."""
         batch = self.replay.sample(self.rng, self.cfg.batch_size, self.cfg.seq_length)
         metrics = self.agent.update(batch)
+        self.guard.look(self.tally.updates, metrics, batch)
         if self.probe:
             self.probe.take(self.agent.felt.replayed, batch.tv_on, self.agent.felt.dreamed)
         # (sum, count) of what is a number; on the device until the logger asks.
@@ -257,17 +279,28 @@ class State:
             "stoch": ((rssm.stoch,), torch.uint8),
         }
 
+    def _forecast(self) -> Forecast:
+        row = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.fields.values())
+        weights = sum(x.numel() * x.element_size() for x in self.agent.state_dict().values())
+        return Forecast(min(self.cfg.replay_capacity, self.cfg.steps), row, weights)
+
     @property
     def step(self) -> int:
         """Env steps taken."""
         return self.envs.env_steps
 
-    def save(self, run_dir: Path, metrics_at: int) -> None:
-        """Write a checkpoint."""
+    def save(self, run_dir: Path, run: str, metrics_at: int) -> None:
+        """Write a checkpoint. ``run``: the run's id. Raises NotFinite before anything bad is written."""
+        self.guard.ask()
         if self.replay.added > self.saved_rows:
             first = max(self.saved_rows, self.replay.added - len(self.replay))  # older ones are overwritten
-            self.pieces.append(checkpoint.save_rows(run_dir, first, self.replay.rows(first)))
+            rows = self.replay.rows(first)
+            check_finite(rows, "replay.")
+            piece = checkpoint.save_rows(run_dir, first, rows)
+            self.pieces[piece] = checkpoint.sha256(piece)
             self.saved_rows = self.replay.added
+        oldest = self.replay.added - len(self.replay)
+        self.pieces = {p: digest for p, digest in self.pieces.items() if checkpoint.span(p)[1] > oldest}
         tensors = {
             "agent": self.agent.state_dict(),
             "optimizer": self.agent.optimizer.state_dict(),
@@ -276,19 +309,31 @@ class State:
             "sums": self.sums,
             "probe": self.probe.state_dict() if self.probe else {},
         }
+        check_finite({key: tensors[key] for key in ("agent", "optimizer", "carry")})
         self.tally.saved = self.step
         plain = {
             "envs": self.envs.state_dict(),
             "rng": self.rng.bit_generator.state,
             "tally": dataclasses.asdict(self.tally),
             "summed": self.summed,
-            "metrics_at": metrics_at,
             "wandb_id": self.wandb_id,
         }
-        checkpoint.save(run_dir, self.step, tensors, plain, self.pieces)
+        saved = checkpoint.Saved(self.step, tensors, plain, self.pieces, run, metrics_at)
+        checkpoint.save(run_dir, saved, keep=self.cfg.keep_checkpoints)
 
-    def restore(self, saved: checkpoint.Saved) -> int:
-        """Become what was saved; returns where the metrics go on."""
+    def restore(self, saved: checkpoint.Saved) -> None:
+        """Become what was saved. Raises UserError where that is another run's state."""
+        try:
+            self._restore(saved)
+        except UserError:
+            raise
+        except (LookupError, TypeError, ValueError, RuntimeError, OSError, AssertionError, AttributeError) as error:
+            raise UserError(
+                f"The checkpoint of step {saved.step:,} does not fit this run ({type(error).__name__}); resume with "
+                "the same settings, or start a new run."
+            ) from error
+
+    def _restore(self, saved: checkpoint.Saved) -> None:
         self.agent.load_state_dict(saved.tensors["agent"])
         self.agent.optimizer.load_state_dict(saved.tensors["optimizer"])
         self.agent.generator.set_state(saved.tensors["generator"])
@@ -301,11 +346,17 @@ class State:
         self.tally = Tally(**saved.plain["tally"])
         if self.probe and saved.tensors.get("probe"):
             self.probe.load_state_dict(saved.tensors["probe"])
+        fields = {k: ((self.cfg.num_envs, *shape), str(d).split(".")[1]) for k, (shape, d) in self.fields.items()}
         for path in saved.replay:
-            self.replay.restore(int(path.stem.split("_")[1]), checkpoint.load_rows(path))
-        self.pieces, self.saved_rows = list(saved.replay), self.replay.added
+            self.replay.restore(checkpoint.span(path)[0], checkpoint.load_rows(path, fields))
+        self.pieces, self.saved_rows = dict(saved.replay), self.replay.added
         self.wandb_id = saved.plain.get("wandb_id")
-        return int(saved.plain["metrics_at"])
+
+    def slow_down(self, rollbacks: int) -> None:
+        """Learn with the rates of a run that has gone back that many times."""
+        for group in self.agent.optimizer.param_groups:
+            group["lr"] *= self.cfg.rollback_lr ** (rollbacks - self.tally.rollbacks)
+        self.tally.rollbacks = rollbacks
 
 
 def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False) -> Report:
@@ -313,50 +364,128 @@ def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False) -> Report:
 
     Raises UserError before any work is lost, and Stopped, once all is saved, on SIGINT and SIGTERM.
     """
-    if resume and not (run_dir / CONFIG_FILE).is_file():
-        raise UserError(f"{run_dir} holds no run to resume (no {CONFIG_FILE}); check --run-name and --runs.")
-    log_file = run_dir / METRICS_FILE
-    if not resume and (checkpoint.checkpoints(run_dir) or (log_file.is_file() and log_file.stat().st_size)):
-        raise UserError(f"{run_dir} already holds a run: go on with --resume, or choose another --run-name.")
-    cfg = settled(cfg)
-    torch.set_num_threads(cfg.threads)
-    keep_freed_memory()
-    spec = cfg.env().tv
-    images, shown = load_images(spec.source, cfg.data_dir) if spec else (None, None)
-    if shown:
-        # Whatever "auto" finds tomorrow, this run goes on with these pictures, and its record says how they were found.
-        cfg = dataclasses.replace(cfg, tv_images=shown.used)
-        shown = (_recorded_images(run_dir) if resume else None) or shown
-    state = State(cfg, images)
-    metrics_at, damaged = None, list[str]()
-    if resume:
-        saved, damaged = checkpoint.load_newest(run_dir)
-        metrics_at = state.restore(saved) if saved else 0  # killed before it first saved: from its beginning again
-    run_dir.mkdir(parents=True, exist_ok=True)
-    about = {
-        "config": to_plain(cfg),
-        "tv_images": shown and dataclasses.asdict(shown),
-        "versions": versions(),
-        "git_revision": git_revision(),
-    }
-    write_atomically(run_dir / CONFIG_FILE, dumps(about, indent=2) + "\n")
-    with ExitStack() as stack:
-        signals = stack.enter_context(_Signals())
-        log = stack.enter_context(MetricsLog(run_dir, _sinks(cfg, run_dir, state), resume_at=metrics_at))
-        bar = stack.enter_context(
-            Progress(
-                cfg.steps, state.step, title=f"{run_dir.name} ({state.device}, {cfg.precision}, {cfg.threads} threads)"
-            )
+    with RunLock(run_dir) as lock:
+        if resume and not (run_dir / CONFIG_FILE).is_file():
+            raise UserError(f"{run_dir} holds no run to resume (no {CONFIG_FILE}); check --run-name and --runs.")
+        log_file = run_dir / METRICS_FILE
+        if not resume and (checkpoint.checkpoints(run_dir) or (log_file.is_file() and log_file.stat().st_size)):
+            raise UserError(f"{run_dir} already holds a run: go on with --resume, or choose another --run-name.")
+        cfg = settled(cfg)
+        torch.set_num_threads(cfg.threads)
+        keep_freed_memory()
+        spec = cfg.env().tv
+        images, shown = load_images(spec.source, cfg.data_dir) if spec else (None, None)
+        before = read_config(run_dir) if resume else {}
+        if shown:
+            # Whatever "auto" finds tomorrow, this run goes on with these pictures, and its record says how they were
+            # found.
+            cfg = dataclasses.replace(cfg, tv_images=shown.used)
+            shown = TVImages(**before["tv_images"]) if before.get("tv_images") else shown
+        run = str(before.get("run") or secrets.token_hex(8))
+        say = []
+        if lock.left_by is not None and resume:
+            say.append(f"Process {lock.left_by}, which had this run, was killed.")
+        rollbacks = 0
+        while True:
+            try:
+                return _Session(cfg, run_dir, run, images, shown).go(resume, rollbacks, say)
+            except _FellIll as ill:
+                rollbacks, say, resume = ill.rollbacks, [str(ill)], True
+            gc.collect()  # the replay of the session that ended, before there is another
+
+
+class _FellIll(Exception):  # noqa: N818  no error: the session ends, and the next goes back
+    """Learning met a number that is none. The message says where, ``rollbacks`` how often that makes it."""
+
+    def __init__(self, message: str, rollbacks: int) -> None:
+        super().__init__(message)
+        self.rollbacks = rollbacks
+
+
+@dataclass
+class _Session:
+    """One stretch of a run: from its start, a resumption or a rollback to its end, a stop or the next rollback."""
+
+    cfg: RunConfig
+    run_dir: Path
+    run: str  # id
+    images: ImageSource | None
+    shown: TVImages | None
+
+    def go(self, resume: bool, rollbacks: int, say: list[str]) -> Report:
+        """Prepare everything, then loop and finish."""
+        cfg, run_dir = self.cfg, self.run_dir
+        state = State(cfg, self.images)
+        state.forecast.check_disk(run_dir, cfg.keep_checkpoints)
+        metrics_at = self._restore(state, say) if resume else None
+        state.slow_down(max(rollbacks, state.tally.rollbacks))
+        self._write_config()
+        with ExitStack() as stack:
+            stack.callback(state.envs.close)
+            signals = stack.enter_context(_Signals())
+            log = stack.enter_context(MetricsLog(run_dir, _sinks(cfg, run_dir, state), resume_at=metrics_at))
+            title = f"{run_dir.name} ({state.device}, {cfg.precision}, {cfg.threads} threads)"
+            bar = stack.enter_context(Progress(cfg.steps, state.step, title=title))
+            if self.shown and (tv := cfg.env().tv):
+                bar.say(f"{tv.describe()} {self.shown.reason}")
+            for line in say:
+                bar.say(line)
+            run = _Run(cfg, run_dir, self.run, state, self.images, log, bar, signals)
+            try:
+                run.loop()
+                return run.finish(self.shown)
+            except NotFinite as found:
+                raise self._ill(state, found) from None
+            except OSError as error:
+                raise UserError(self._unwritten(state, error)) from error
+
+    def _restore(self, state: State, say: list[str]) -> int:
+        """Go back to the newest whole checkpoint. Returns where its metrics end."""
+        saved, damaged = checkpoint.load_newest(self.run_dir, self.run)
+        say += [f"Passed over a damaged checkpoint: {line}" for line in damaged]
+        if saved is None:  # killed before it first saved: from its beginning again
+            say.append("Resumed at 0 steps.")
+            return 0
+        if not checkpoint.metrics_intact(self.run_dir, checkpoint.folder_of(self.run_dir, saved.step)):
+            say.append(f"{METRICS_FILE} is not as it was written: the training goes on whole, its record is damaged.")
+        state.restore(saved)
+        say.append(f"Resumed at {state.step:,} steps.")
+        return saved.metrics_at
+
+    def _write_config(self) -> None:
+        about = {
+            "config": to_plain(self.cfg),
+            "run": self.run,
+            "tv_images": self.shown and dataclasses.asdict(self.shown),
+            "versions": versions(),
+            "git_revision": git_revision(),
+        }
+        write_atomically(self.run_dir / CONFIG_FILE, dumps(sealed(about), indent=2) + "\n")
+
+    def _ill(self, state: State, found: NotFinite) -> Exception:
+        """What follows from a number that is none: another try, or, after too many, the end."""
+        try:
+            state.guard.ask()
+        except NotFinite as first:  # a device that nobody asked yet knows where it began
+            found = first
+        where = f"step {state.step:,}, {str(found).rstrip('.')}"
+        kept = ""
+        if found.batch is not None:
+            kept = f" What it learned from is in {save_batch(self.run_dir / 'not_finite', state.step, found.batch)}."
+        count = state.tally.rollbacks + 1
+        if count <= self.cfg.rollbacks:
+            rates = f"{self.cfg.rollback_lr**count:g} of the learning rates"
+            return _FellIll(f"Back to the last checkpoint, with {rates} ({where}).{kept}", count)
+        return UserError(
+            f"A number that is none at {where}; after {self.cfg.rollbacks} rollbacks the run gives up.{kept} Its last "
+            "checkpoint is whole: look at the env's rewards, or start again with smaller learning rates."
         )
-        if shown and (tv := cfg.env().tv):
-            bar.say(f"{tv.describe()} {shown.reason}")
-        if resume:
-            for line in damaged:
-                bar.say(f"Passed over a damaged checkpoint: {line}")
-            bar.say(f"Resumed at {state.step:,} steps.")
-        run = _Run(cfg, run_dir, state, images, log, bar)
-        run.loop(signals)
-        return run.finish(shown)
+
+    def _unwritten(self, state: State, error: OSError) -> str:
+        return (
+            f"{self.run_dir} could not be written ({error.strerror or error}) at step {state.step:,}; nothing before "
+            f"the checkpoint of step {state.tally.saved:,} is lost: make room there, then go on with --resume."
+        )
 
 
 @dataclass(frozen=True)
@@ -380,10 +509,23 @@ def settled(cfg: RunConfig) -> RunConfig:
     )
 
 
-def _recorded_images(run_dir: Path) -> TVImages | None:
-    """What ``config.json`` of a run to resume says of its TV's pictures."""
-    record = json.loads((run_dir / CONFIG_FILE).read_text(encoding="utf-8")).get("tv_images")
-    return TVImages(**record) if record else None
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """``config.json`` of a run: its "config", and what it was started with.
+
+    Raises UserError, naming the copy to put back, when it is damaged.
+    """
+    path = run_dir / CONFIG_FILE
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(about["config"], dict) and ("sha256" not in about or is_sealed(about)):
+            return dict(about)
+    except FileNotFoundError:
+        raise UserError(f"{run_dir} holds no run (no {CONFIG_FILE}); check --run-name and --runs.") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass  # told below, with the other kind of damage
+    copies = [folder / CONFIG_FILE for folder in reversed(checkpoint.checkpoints(run_dir))]
+    fix = next((f"put back its copy: cp {copy} {path}" for copy in copies if copy.is_file()), "restore it")
+    raise UserError(f"{path} is damaged; {fix}.")
 
 
 class _Signals:
@@ -429,14 +571,24 @@ class _Run:
     """The loop over one State, with everything it reports to."""
 
     def __init__(
-        self, cfg: RunConfig, run_dir: Path, state: State, images: ImageSource | None, log: MetricsLog, bar: Progress
+        self,
+        cfg: RunConfig,
+        run_dir: Path,
+        run: str,
+        state: State,
+        images: ImageSource | None,
+        log: MetricsLog,
+        bar: Progress,
+        signals: _Signals,
     ):
-        self.cfg, self.run_dir, self.state, self.images, self.log, self.bar = cfg, run_dir, state, images, log, bar
+        self.cfg, self.run_dir, self.run, self.state, self.images = cfg, run_dir, run, state, images
+        self.log, self.bar, self.signals = log, bar, signals
         self.clock = time.monotonic()
+        self.alarmed = set[str]()  # each alarm is told once
         self.recent = deque[bool](maxlen=500)  # of TV on/off, for the screen alone
         self.tv_chance = tv_chance(cfg.env())
 
-    def loop(self, signals: _Signals) -> None:
+    def loop(self) -> None:
         """Act, remember, learn, report; until the steps are done or somebody asks to stop."""
         s, tally = self.state, self.state.tally
         if not s.row:
@@ -444,7 +596,7 @@ class _Run:
         while s.step < self.cfg.steps:
             # First, so that a checkpoint lies before the evaluation due at its step: whoever goes on from it evaluates.
             if self.cfg.eval_every and s.step - tally.evaluated >= self.cfg.eval_every:
-                self._evaluate(self.cfg.eval_episodes)
+                self._keep_best(float(np.mean(self._evaluate(self.cfg.eval_episodes)[0].returns)))
             s.carry = s.agent.act(s.carry, s.row, "random" if s.step < self.cfg.prefill else "sample")
             s.remember()
             s.row = s.envs.step(s.carry.action.cpu().numpy())
@@ -452,10 +604,15 @@ class _Run:
             while self._update_is_due():
                 s.learn()
             self._log()
-            if signals.caught is not None or s.step - tally.saved >= self.cfg.checkpoint_every:
+            if s.step - tally.saved >= self.cfg.checkpoint_every:
                 self._save()
-            if signals.caught is not None:
-                raise Stopped(signals.caught)
+            self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """Save and leave, if a signal came. Where training stands still too, so that evaluating holds nobody up."""
+        if self.signals.caught is not None:
+            self._save()
+            raise Stopped(self.signals.caught)
 
     def _update_is_due(self) -> bool:
         """Whether learning lags behind ``update_every``, and a whole sequence is there to learn from."""
@@ -510,6 +667,7 @@ class _Run:
         self.bar.update(s.step)
         if s.step - tally.logged < self.cfg.log_every:
             return
+        s.guard.ask()
         passed = s.step - tally.logged
         tally.logged = s.step
         if s.summed == 0:
@@ -521,9 +679,17 @@ class _Run:
         values["wall_steps_per_s"] = passed / (now - self.clock)
         if s.probe:
             values |= s.probe.report()
+        self._alarm(values)
         self.clock = now
         self.log.write(s.step, "train", {"updates": tally.updates, **values})
         s.sums, s.summed = {}, 0
+
+    def _alarm(self, values: dict[str, float]) -> None:
+        if self.state.tally.updates >= FIRST_ALARM:
+            found = alarms(values)
+            for key in found.keys() - self.alarmed:
+                self.bar.say(found[key])
+            self.alarmed |= found.keys()
 
     def _says_something(self, key: str) -> bool:
         """Whether a training metric is more than a constant 0: no bonus without curiosity, no TV steps without a TV."""
@@ -541,43 +707,61 @@ class _Run:
         nothing either way, so there is one such score and not two. None without a TV.
         """
         s = self.state
-        s.tally.evaluated = s.step
         self.bar.update(s.step, note="evaluating")
-        scores = evaluate(s.agent, self._make(tv_on=True), episodes=episodes, seed=EVAL_SEED)
-        self.log.write(s.step, "eval", {"arm": "as_trained", **scores.row(has_tv=self.cfg.noisy_tv)})
+        watch = self._stop_if_asked
+        scores = evaluate(s.agent, self._make(tv_on=True), episodes=episodes, seed=EVAL_SEED, watch=watch)
         off = None
         if self.cfg.noisy_tv:
             same = self.cfg.env(tv_on=False) == self.cfg.env()  # a TV that was a sham from the start
-            off = scores if same else evaluate(s.agent, self._make(tv_on=False), episodes=episodes, seed=EVAL_SEED)
-            self.log.write(s.step, "eval", {"arm": "tv_off", **off.row()})
+            make = self._make(tv_on=False)
+            off = scores if same else evaluate(s.agent, make, episodes=episodes, seed=EVAL_SEED, watch=watch)
         trace = record(
             s.agent,
             self._make(tv_on=True),
             seed=EVAL_SEED,
             title=f"{self.run_dir.name} after {s.step:,} steps",
             has_tv=self.cfg.noisy_tv,
+            watch=watch,
         )
+        # Only now, so that whoever is stopped before has evaluated nothing, and evaluates when he goes on.
+        s.tally.evaluated = s.step
+        self.log.write(s.step, "eval", {"arm": "as_trained", **scores.row(has_tv=self.cfg.noisy_tv)})
+        if off:
+            self.log.write(s.step, "eval", {"arm": "tv_off", **off.row()})
         video = episode_video(self.run_dir / "videos" / f"eval_iter_{s.step}_ep_0.mp4", trace)
         self.bar.say(f"{s.step:,} steps: evaluation return {np.mean(scores.returns):.1f} (mean of {episodes})")
         return scores, off, video
 
     def _save(self) -> None:
-        self.state.save(self.run_dir, self.log.position())
+        if self.state.tally.saved == self.state.step:
+            return  # nothing is learned without a step, and a whole checkpoint is never replaced
+        begin = time.monotonic()
+        self.state.save(self.run_dir, self.run, self.log.position())
+        self.state.tally.saving_seconds += time.monotonic() - begin
+
+    def _keep_best(self, mean: float) -> None:
+        """Leave the agent of the best evaluation so far as a file of its own."""
+        tally = self.state.tally
+        if tally.best is None or mean > tally.best[1]:
+            tally.best = [self.state.step, mean]
+            save_agent(self.run_dir / BEST_AGENT, self.state.agent, self._about())
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "env": self.cfg.env_name,
+            "noisy_tv": self.cfg.noisy_tv,
+            "steps": self.state.step,
+            "seed": self.cfg.seed,
+            "run": to_plain(self.cfg),
+        }
 
     def finish(self, shown: TVImages | None) -> Report:
         """Last evaluation, agent file, curves, summary."""
         s = self.state
         self._save()  # before the last evaluation, so that whoever resumes a finished run repeats it, and no line twice
         scores, off, video = self._evaluate(2 * self.cfg.eval_episodes)
-        about = {
-            "env": self.cfg.env_name,
-            "noisy_tv": self.cfg.noisy_tv,
-            "steps": s.step,
-            "seed": self.cfg.seed,
-            "run": to_plain(self.cfg),
-        }
         agent = self.run_dir / "agent_lpm.pth"
-        save_agent(agent, s.agent, about)
+        save_agent(agent, s.agent, self._about())
         summary = self._summary(scores, off, shown)
         write_summary(self.run_dir, summary)
         return Report(summary, agent, video, plot_run(self.run_dir))
@@ -591,6 +775,9 @@ class _Run:
             "wall_seconds": s.tally.seconds + time.monotonic() - self.clock,
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             * (1 if sys.platform == "darwin" else 1024),
+            "saving_seconds": s.tally.saving_seconds,
+            "rollbacks": s.tally.rollbacks,
+            "best_on_the_way": s.tally.best and dict(zip(("step", "return"), s.tally.best, strict=True)),
             "eval_return_mean": float(np.mean(scores.returns)),
             "eval_returns": scores.returns,
             "eval_return_tv_off": None if off is None else float(np.mean(off.returns)),

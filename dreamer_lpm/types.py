@@ -22,11 +22,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
     from torch import Tensor
 
 
 class UserError(ValueError):
     """A mistake the user can mend. Its message is one sentence that names the fix; the command line prints it alone."""
+
+
+class NotFinite(UserError):  # noqa: N818  the name says what the number is
+    """A NaN or an infinity where learning needs a number. The message names it.
+
+    ``batch``: what the update that met it was learning from, field -> array (B, T, ...); None outside of one.
+    """
+
+    def __init__(self, message: str, batch: Mapping[str, np.ndarray] | None = None) -> None:
+        super().__init__(message)
+        self.batch = batch
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from dreamer_lpm import checkpoint
+from dreamer_lpm.checkpoint import Saved
+from dreamer_lpm.report.strict_json import sealed
 from dreamer_lpm.types import UserError
 
 
@@ -22,12 +24,13 @@ def rows(first: int, count: int) -> dict[str, np.ndarray]:
 
 def saved_at(run_dir: Path, *steps: int) -> None:
     """A checkpoint at each step, each with one more piece of the replay."""
-    pieces, before = [], 0
+    pieces, before = dict[Path, str](), 0
     for step in steps:
-        pieces.append(checkpoint.save_rows(run_dir, before, rows(before, step - before)))
+        piece = checkpoint.save_rows(run_dir, before, rows(before, step - before))
+        pieces[piece] = checkpoint.sha256(piece)
         before = step
         tensors = {"weight": torch.tensor([float(step)]), "nested": [{"count": step}]}
-        checkpoint.save(run_dir, step, tensors, {"at": step}, list(pieces))
+        checkpoint.save(run_dir, Saved(step, tensors, {"at": step}, pieces))
 
 
 def newest(run_dir: Path) -> tuple[checkpoint.Saved, list[str]]:
@@ -61,7 +64,7 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
 
 def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     saved_at(tmp_path, 10)
-    checkpoint.save(tmp_path, 10, {}, {"at": "again"}, [])
+    checkpoint.save(tmp_path, Saved(10, {}, {"at": "again"}, {}))
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_000000010"]
     assert newest(tmp_path)[0].plain == {"at": "again"}
 
@@ -90,7 +93,7 @@ def odd_json(path: Path) -> None:
 
 
 DAMAGE = [(how, name) for name in ("state.pt", "state.json", "piece") for how in (cut, flip, empty, zeros, Path.unlink)]
-DAMAGE += [(how, "manifest.json") for how in (cut, empty, zeros, odd_json, Path.unlink)]
+DAMAGE += [(how, "manifest.json") for how in (cut, flip, empty, zeros, odd_json, Path.unlink)]
 
 
 @pytest.mark.parametrize(("how", "name"), DAMAGE)
@@ -120,10 +123,15 @@ def test_all_damaged(tmp_path: Path) -> None:
 
 def test_another_schema_is_refused_by_name_and_not_passed_over(tmp_path: Path) -> None:
     saved_at(tmp_path, 10, 25)
-    manifest = tmp_path / "checkpoints" / "step_000000025" / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "schema": 99}))
-    with pytest.raises(UserError, match=r"step_000000025 has schema 99 and this version reads 1"):
+    rewrite(tmp_path / "checkpoints" / "step_000000025" / "manifest.json", schema=99)
+    with pytest.raises(UserError, match=r"step_000000025 has schema 99 and this version reads 1 and 2"):
         checkpoint.load_newest(tmp_path)
+
+
+def rewrite(manifest: Path, **changes: object) -> None:
+    """As somebody would who knows how manifests are sealed."""
+    body = {key: value for key, value in json.loads(manifest.read_text()).items() if key != "sha256"}
+    manifest.write_text(json.dumps(sealed({**body, **changes})))
 
 
 @pytest.mark.parametrize("stop", ["save", "rename", "digest"])
@@ -134,24 +142,25 @@ def test_a_crash_while_saving_leaves_the_one_before(tmp_path: Path, monkeypatch:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        target = {"save": (torch, "save"), "rename": (Path, "rename"), "digest": (checkpoint, "_sha256")}[stop]
+        target = {"save": (torch, "save"), "rename": (Path, "rename"), "digest": (checkpoint, "sha256")}[stop]
         patch.setattr(*target, crash)
         with pytest.raises(KeyboardInterrupt):
-            checkpoint.save(tmp_path, 25, {"weight": torch.zeros(1)}, {"at": 25}, [])
+            checkpoint.save(tmp_path, Saved(25, {"weight": torch.zeros(1)}, {"at": 25}, {}))
     assert newest(tmp_path)[0].step == 10
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_000000010"]
 
 
 def test_half_written_scratch_of_a_killed_process_is_ignored(tmp_path: Path) -> None:
     saved_at(tmp_path, 10)
-    scratch = tmp_path / "checkpoints" / ".step_000000025.4711.tmp"
+    scratch = tmp_path / "checkpoints" / ".step_000000025.tmp"
     scratch.mkdir()
     (scratch / "state.pt").write_bytes(b"half")
     (tmp_path / "replay" / "rows_000000010_000000025.tmp").write_bytes(b"half")
     saved, damaged = newest(tmp_path)
     assert (saved.step, damaged) == (10, [])
-    checkpoint.save(tmp_path, 25, {}, {}, saved.replay)
+    checkpoint.save(tmp_path, Saved(25, {}, {}, saved.replay))
     assert newest(tmp_path)[0].step == 25
+    assert [path.name for path in (tmp_path / "replay").iterdir()] == ["rows_000000000_000000010.npz"]
 
 
 class Bomb:
@@ -171,9 +180,9 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     torch.save(Bomb(trap), of_torch)
     for bomb in (plain, of_torch):
         (folder / "state.pt").write_bytes(bomb.getvalue())
-        manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["files"]["state.pt"] = checkpoint._sha256(folder / "state.pt")
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        manifest = folder / "manifest.json"
+        files = {**json.loads(manifest.read_text())["files"], "state.pt": checkpoint.sha256(folder / "state.pt")}
+        rewrite(manifest, files=files)
         with pytest.raises(UserError, match=r"Every checkpoint of .* is damaged"):
             checkpoint.load_newest(tmp_path)
     np.savez(tmp_path / "rows.npz", obs=np.array([Bomb(trap)], dtype=object))

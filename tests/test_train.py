@@ -30,6 +30,7 @@ from dreamer_lpm.presets import preset
 from dreamer_lpm.probe import TVProbe
 from dreamer_lpm.report.measures import late_tv_share
 from dreamer_lpm.report.metrics import read_metrics
+from dreamer_lpm.report.strict_json import sealed
 from dreamer_lpm.settings import from_plain
 from dreamer_lpm.train import Report, RunConfig, State, Stopped, Tally, train
 from dreamer_lpm.types import UserError
@@ -199,11 +200,12 @@ def test_the_comparison_sees_a_single_bit(tmp_path: Path, uninterrupted: dict[st
     shutil.rmtree(checkpoint.checkpoints(tmp_path)[-1])
     first = checkpoint.checkpoints(tmp_path)[-1]
     manifest = json.loads((first / "manifest.json").read_text())
+    del manifest["sha256"]
     state = json.loads((first / "state.json").read_text())
     state["rng"]["state"]["state"] ^= 1
     (first / "state.json").write_text(json.dumps(state))
-    manifest["files"]["state.json"] = checkpoint._sha256(first / "state.json")
-    (first / "manifest.json").write_text(json.dumps(manifest))
+    manifest["files"]["state.json"] = checkpoint.sha256(first / "state.json")
+    (first / "manifest.json").write_text(json.dumps(sealed(manifest)))
     train(TINY, tmp_path, resume=True)
     different = differences(everything(tmp_path), uninterrupted["plain"])
     assert any("/tensors/agent" in where for where in different)
@@ -445,10 +447,10 @@ def test_a_checkpoint_of_before_these_counts_goes_on_without_them(
     """A coverage that began in the middle would be a false one."""
     save = checkpoint.save
 
-    def as_before(run_dir: Path, step: int, tensors: Any, plain: Any, replay: list[Path]) -> Path:
-        tensors = {key: value for key, value in tensors.items() if key != "probe"}
-        tally = {key: value for key, value in plain["tally"].items() if key not in ("visited", "tv_bins")}
-        return save(run_dir, step, tensors, {**plain, "tally": tally}, replay)
+    def as_before(run_dir: Path, what: checkpoint.Saved, *, keep: int) -> Path:
+        tensors = {key: value for key, value in what.tensors.items() if key != "probe"}
+        tally = {key: value for key, value in what.plain["tally"].items() if key not in ("visited", "tv_bins")}
+        return save(run_dir, replace(what, tensors=tensors, plain={**what.plain, "tally": tally}), keep=keep)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", as_before)

@@ -94,8 +94,8 @@ def everything(run_dir: Path) -> dict[str, Any]:
     saved, damaged = checkpoint.load_newest(run_dir)
     assert saved is not None
     assert not damaged
-    plain = {key: value for key, value in saved.plain.items() if key != "metrics_at"}  # bytes, so also of wall times
-    plain["tally"] = {key: value for key, value in plain["tally"].items() if key != "seconds"}
+    tally = {key: value for key, value in saved.plain["tally"].items() if "seconds" not in key}
+    plain = {**saved.plain, "tally": tally}
     cfg = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["config"]
     held = cfg["replay_capacity"] // cfg["num_envs"]  # the pieces may hold older rows too
     pieces = [checkpoint.load_rows(path) for path in saved.replay]

@@ -13,7 +13,7 @@ import numpy as np
 
 from dreamer_lpm.envs.coverage import Grid, grid_of
 from dreamer_lpm.envs.wrappers import action_spec, env_name
-from dreamer_lpm.types import ActionSpec, UserError
+from dreamer_lpm.types import ActionSpec, NotFinite, UserError
 
 Row = dict[str, np.ndarray]
 """One step of N envs.
@@ -49,7 +49,8 @@ class Envs:
         grid: over the env's own state, to measure coverage with; None where nobody has drawn one.
 
     Raises:
-        UserError: from the methods too, if an env breaks the contract; the message names env, episode and step.
+        UserError: from the methods too, if an env breaks the contract; the message names env, episode and step. It is
+            NotFinite where a reward or an observation is.
     """
 
     def __init__(self, make: Callable[[], gym.Env[Any, Any]], num_envs: int, seed: int) -> None:
@@ -76,13 +77,13 @@ class Envs:
                 taken (one-hot, logits). The row has the action as it was taken.
 
         Raises:
-            ValueError: if the shape is another, or a number is not finite.
+            ValueError: if the shape is another (NotFinite: if a number is).
         """
         expected = (len(self._lanes), self.action_spec.size)
         if actions.shape != expected:
             raise ValueError(f"Envs.step wants actions of shape {expected}, not {actions.shape}.")
         if not np.isfinite(actions).all():
-            raise ValueError(f"Envs.step got an action that is not finite: {actions.tolist()}.")
+            raise NotFinite(f"Envs.step got an action that is not finite: {actions.tolist()}.")
         cells = [lane.step(action) for lane, action in zip(self._lanes, actions, strict=True)]
         self.env_steps += sum(cell.env_steps for cell in cells)
         return _stack(cells)
@@ -189,7 +190,7 @@ class _Lane:
         obs, reward, terminated, truncated, info = self.env.step(sent)
         # False for NaN too, and for what would overflow to infinity in the row's float32.
         if not abs(float(reward)) <= _MAX_REWARD:
-            raise UserError(f"{self._where()} returned the reward {reward}; rewards must be finite float32 numbers.")
+            raise NotFinite(f"{self._where()} returned the reward {reward}; rewards must be finite float32 numbers.")
         self.ended = bool(terminated or truncated)
         return _Cell(
             self._checked(obs),

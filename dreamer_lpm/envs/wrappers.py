@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
-from dreamer_lpm.types import ActionSpec, UserError
+from dreamer_lpm.types import ActionSpec, NotFinite, UserError
 
 # Combinations of a MultiDiscrete that become one choice each; more, and most of them would hardly ever be tried.
 MOST_CHOICES = 256
@@ -92,6 +92,7 @@ class Picture(gym.Wrapper[Any, Any, Any, Any]):
 
     Raises:
         UserError: from ``reset`` and ``step``, if the env cannot draw or draws something else than (H, W, 3) uint8.
+        NotFinite: if its own observation, which is not passed on, is not finite: its picture means nothing either.
     """
 
     def __init__(self, env: gym.Env[Any, Any], size: int) -> None:
@@ -100,12 +101,18 @@ class Picture(gym.Wrapper[Any, Any, Any, Any]):
         self.observation_space = gym.spaces.Box(0, 255, (size, size, 3), np.uint8)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        _, info = self.env.reset(seed=seed, options=options)
+        obs, info = self.env.reset(seed=seed, options=options)
+        self._check(obs)
         return self.draw(), info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        _, reward, terminated, truncated, info = self.env.step(action)
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self._check(obs)
         return self.draw(), reward, terminated, truncated, info
+
+    def _check(self, obs: Any) -> None:
+        if not _is_finite(obs):
+            raise NotFinite(f"The observation of {env_name(self)} is not finite: its simulation has come apart.")
 
     def draw(self) -> np.ndarray:
         """The env as it looks now: (size, size, 3) uint8, an array of its own."""
@@ -121,6 +128,14 @@ class Picture(gym.Wrapper[Any, Any, Any, Any]):
         if frame.shape[:2] == (self.size, self.size):
             return frame.copy()
         return np.asarray(cv2.resize(frame, (self.size, self.size), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _is_finite(obs: Any) -> bool:
+    if isinstance(obs, dict):
+        return all(_is_finite(part) for part in obs.values())
+    if isinstance(obs, tuple):
+        return all(_is_finite(part) for part in obs)
+    return not (isinstance(obs, np.ndarray) and obs.dtype.kind == "f") or bool(np.isfinite(obs).all())
 
 
 def _cannot_draw(env: gym.Env[Any, Any], error: Exception) -> str:

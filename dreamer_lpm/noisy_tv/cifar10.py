@@ -51,7 +51,7 @@ def load(data_dir: Path | None, timeout: float, archive: Archive = OFFICIAL) -> 
     answer within ``timeout`` seconds and never be silent for longer. Raises NoisyTVError naming the fix.
     """
     folder = _data_dir(data_dir)
-    cache = folder / f"cifar10-{archive.sha256[:12]}.npy"
+    cache = _cache(folder, archive)
     pictures = _read_cache(cache)
     if pictures is not None:
         return pictures, f"was found in {cache}"
@@ -66,6 +66,13 @@ def load(data_dir: Path | None, timeout: float, archive: Archive = OFFICIAL) -> 
     if pictures is None:
         raise NoisyTVError(f"{cache} cannot be read back: check the disk, or choose another data folder")
     return pictures, how
+
+
+def at_hand(data_dir: Path | None, archive: Archive = OFFICIAL) -> Path | None:
+    """The file that ``load`` would read without going online: its cache, or the archive (not verified yet)."""
+    folder = _data_dir(data_dir)
+    paths = (_cache(folder, archive), folder / ARCHIVE_NAME)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read_archive(path: Path) -> NDArray[np.uint8]:
@@ -85,6 +92,10 @@ def read_archive(path: Path) -> NDArray[np.uint8]:
     if not batches:
         raise NoisyTVError(f"the archive {path} holds no data_batch_*.bin")
     return np.concatenate([batches[name] for name in sorted(batches)])
+
+
+def _cache(folder: Path, archive: Archive) -> Path:
+    return folder / f"cifar10-{archive.sha256[:12]}.npy"
 
 
 def _data_dir(data_dir: Path | None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -45,3 +46,21 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """``data`` in Python's own types, with the SHA-256 of all of it under "sha256": what is changed later shows."""
+    body = plain(data)
+    return {**body, _SEAL: _digest(body)}
+
+
+def is_sealed(data: Mapping[str, Any]) -> bool:
+    """Whether ``data``, as read back, is what was sealed, however it is indented and ordered."""
+    return data.get(_SEAL) == _digest({key: value for key, value in data.items() if key != _SEAL})
+
+
+_SEAL = "sha256"
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

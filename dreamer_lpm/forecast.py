@@ -1,0 +1,92 @@
+"""Will it fit? What a run will take of memory and disk, against what there is, before it starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dreamer_lpm.types import UserError
+
+CGROUP = Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
+SPARE = 1 << 28  # bytes of a process with nothing in it, and of room that a disk should keep
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run comes to, in bytes at most."""
+
+    rows: int  # steps that the replay will hold, of all envs
+    row: int  # bytes of one, before compression
+    weights: int  # bytes of everything that learns
+
+    @property
+    def memory(self) -> int:
+        """Replay; weights, gradients and the optimizer's two moments."""
+        return self.rows * self.row + 4 * self.weights
+
+    def disk(self, keep: int) -> int:
+        """Replay, as if it could not be compressed; ``keep`` checkpoints and one being written, each of three copies
+        of the weights (two are the optimizer's); two agent files.
+        """
+        return self.rows * self.row + (3 * (keep + 1) + 2) * self.weights
+
+    def check_memory(self, device: torch.device) -> None:
+        """Raises UserError, with the arithmetic, if the device has less memory than the run takes."""
+        there = free_memory(device)
+        if there is not None and self.memory + SPARE > there:
+            raise UserError(
+                f"Memory does not suffice: {self._replay()} + {_size(4 * self.weights)} of weights, gradients and "
+                f"optimizer, and {device.type} has {_size(there)} free; lower replay_capacity or choose a smaller "
+                "preset."
+            )
+
+    def check_disk(self, run_dir: Path, keep: int) -> None:
+        """Raises UserError, with the arithmetic, if the disk has less room than the run may take."""
+        there, used = shutil.disk_usage(run_dir).free, _used(run_dir)
+        if self.disk(keep) - used + SPARE > there:
+            others = _size(self.disk(keep) - self.rows * self.row)
+            raise UserError(
+                f"The disk of {run_dir} does not suffice: {self._replay()} (less once compressed) + {others} of "
+                f"checkpoints and agents, and {_size(there + used)} are free; make room or lower replay_capacity."
+            )
+
+    def _replay(self) -> str:
+        return f"{self.rows:,} steps x {self.row:,} bytes = {_size(self.rows * self.row)} of replay"
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a program may still take on the device; None where nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if sys.platform != "linux":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    words = next((line.split() for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable")), None)
+    known = [] if words is None else [int(words[1]) * 1024]
+    if (left := _left_to_container()) is not None:
+        known.append(left)
+    return min(known, default=None)
+
+
+def _left_to_container() -> int | None:
+    """What a container may still take (cgroup v2). Cached files count as used there, but the kernel gives them up."""
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+    except OSError:
+        return None
+    return None if limit == "max" else int(limit) - used + int(stat.get("inactive_file", 0))
+
+
+def _used(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

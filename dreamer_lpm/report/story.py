@@ -37,7 +37,7 @@ from dreamer_lpm.report.video import (
 WIDTH, HEIGHT, MARGIN = 704, 624, 22
 PICTURE, PICTURES_TOP = 320, 104
 METER_TOP, METER = 436, 24
-CHART_LEFT, CHART_TOP, CHART_WIDTH, CHART_HEIGHT = 78, 502, 546, 88
+CHART_LEFT, CHART_TOP, CHART_WIDTH, CHART_HEIGHT = 82, 502, 532, 88
 LEFT = (MARGIN, WIDTH - MARGIN - PICTURE)  # of each agent's column
 COLOURS: tuple[Colour, Colour] = (TV, BONUS)
 
@@ -45,7 +45,6 @@ FPS = 12
 CLIPS, CLIP = 5, 24  # moments of the training that are shown, and the agent steps of each
 HURRY = 6  # frames from one moment to the next
 CARD_SECONDS = 3
-COLOURS_OF_GIF = 128  # half of what a GIF may have, for two thirds of the size
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ class Film:
         image = self._at(step)
         draw = ImageDraw.Draw(image)
         for i in range(2 if hurried else 1):
-            x = WIDTH - MARGIN - 154 - 13 * i
+            x = WIDTH - MARGIN - 196 - 13 * i
             draw.polygon([(x, 17), (x, 31), (x + 11, 24)], fill=BRIGHT if hurried else DIM)
         for left, life in zip(LEFT, self._pair, strict=True):
             row = life.at(step)
@@ -135,7 +134,7 @@ class Film:
         ground = Image.new("RGB", (PICTURE, PICTURE), BACKGROUND)
         for left, colour, life in zip(LEFT, COLOURS, self._pair, strict=True):
             last = Image.fromarray(life.obs[-1]).resize((PICTURE, PICTURE), Image.Resampling.NEAREST)
-            image.paste(Image.blend(last, ground, 0.82), (left, PICTURES_TOP))
+            image.paste(Image.blend(last, ground, 0.88), (left, PICTURES_TOP))
             middle = left + PICTURE // 2
             write_text(draw, (middle, PICTURES_TOP + 128), percent(life.late_share), 104, colour, "mm")
             write_text(draw, (middle, PICTURES_TOP + 206), "of its time at the TV", 26, BRIGHT, "mm")
@@ -151,7 +150,7 @@ class Film:
         image.paste(self._drawn.crop((0, top, x + 1, HEIGHT)), (0, top))
         draw = ImageDraw.Draw(image)
         draw.line((x, CHART_TOP, x, CHART_TOP + CHART_HEIGHT), fill=BRIGHT)
-        write_text(draw, (WIDTH - MARGIN, 24), f"step {step:,}", 20, BRIGHT, "rm")
+        write_text(draw, (WIDTH - MARGIN, 24), f"env step {step:,}", 20, BRIGHT, "rm")
         for left, colour, life in zip(LEFT, COLOURS, self._pair, strict=True):
             share = life.shares[life.at(step)]
             if np.isfinite(share):
@@ -179,16 +178,16 @@ class Film:
             draw.rectangle((left, METER_TOP, right, METER_TOP + METER - 1), fill=SURFACE)
             tick = left + round(self._chance * _meter_width())
             draw.line((tick, METER_TOP - 4, tick, METER_TOP + METER + 3), fill=BRIGHT, width=2)
-            write_text(draw, (tick, METER_TOP + METER + 14), "chance", 14, DIM, "mm")
-            write_text(draw, (left + PICTURE, METER_TOP + METER + 14), "time at the TV", 14, DIM, "rm")
+            write_text(draw, (tick, METER_TOP + METER + 15), "chance", 16, DIM, "mm")
+            write_text(draw, (left + PICTURE, METER_TOP + METER + 15), "time at the TV", 16, DIM, "rm")
         for share in (0.0, 1.0):
             height = CHART_TOP + round((1 - share) * CHART_HEIGHT)
-            write_text(draw, (CHART_LEFT - 8, height), percent(share), 15, DIM, "rm")
+            write_text(draw, (CHART_LEFT - 8, height), percent(share), 16, DIM, "rm")
         height = CHART_TOP + round((1 - self._chance) * CHART_HEIGHT)
-        write_text(draw, (CHART_LEFT + CHART_WIDTH + 12, height), "chance", 14, DIM, "lm")
+        write_text(draw, (CHART_LEFT + CHART_WIDTH + 12, height), "chance", 16, DIM, "lm")
         for step in range(0, self._end + 1, 1000):
             x = CHART_LEFT + round(CHART_WIDTH * step / self._end)
-            write_text(draw, (x, CHART_TOP + CHART_HEIGHT + 16), f"{step:,}", 14, DIM, "mm")
+            write_text(draw, (x, CHART_TOP + CHART_HEIGHT + 16), f"{step:,}", 15, DIM, "mm")
         image.paste(self._chart(curves=curves), (CHART_LEFT, CHART_TOP))
         return image
 
@@ -243,7 +242,7 @@ def write_gif(path: Path, frames: Sequence[np.ndarray], *, hold: float) -> Path:
         raise ValueError("a moving picture needs at least one frame")
     # Whole frames: what is small, such as a letter, would vanish from a shrunken sample.
     some = np.concatenate(frames[:: max(1, len(frames) // 12)])
-    palette = Image.fromarray(some).quantize(COLOURS_OF_GIF, method=Image.Quantize.MEDIANCUT)
+    palette = Image.fromarray(some).quantize(256, method=Image.Quantize.MEDIANCUT)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     durations = [round(1000 * hold)] + [1000 // FPS] * (len(images) - 1)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,8 +28,10 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, An
     try:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
-        if any(p.compress_type != zipfile.ZIP_STORED for p in parts) or sum(p.file_size for p in parts) > size:
-            raise NotTensors(f"{path.name} is packed tighter than torch packs")
+            if any(p.compress_type != zipfile.ZIP_STORED for p in parts) or sum(p.file_size for p in parts) > size:
+                raise NotTensors(f"{path.name} is packed tighter than torch packs")
+            if archive.testzip() is not None:  # torch writes checksums, and does not look at them
+                raise NotTensors(f"{path.name} is not as it was written")
         data = torch.load(path, map_location=device, weights_only=True)
         if not isinstance(data, dict):
             raise NotTensors(f"{path.name} holds no dict")

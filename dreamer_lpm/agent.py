@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from dreamer_lpm.behavior import Behavior, BehaviorConfig
-from dreamer_lpm.curiosity import CuriosityConfig, Dims, Transition, build_curiosity, reads_embeddings
+from dreamer_lpm.curiosity import (
+    CuriosityConfig,
+    Dims,
+    IntrinsicReward,
+    Transition,
+    build_curiosity,
+    reads_embeddings,
+)
 from dreamer_lpm.nets import masked_mean
 from dreamer_lpm.types import ActionSpec, Batch
 from dreamer_lpm.world import Latent, Lesson, WorldConfig, WorldModel
@@ -55,6 +62,32 @@ class Felt(NamedTuple):
     dreamed: Tensor  # (H, S, F) of the states that S dreams of H steps went through, their start left out
 
 
+class Parts(NamedTuple):
+    """What an agent is made of."""
+
+    world: WorldModel
+    behavior: Behavior
+    curiosity: IntrinsicReward
+
+
+def build_parts(cfg: AgentConfig, spec: ActionSpec, size: int = 64) -> Parts:
+    """The three networks with their initial weights, drawn from torch's global generator."""
+    world = WorldModel(cfg.world, spec, size)
+    feat_size = world.rssm.feat_size
+    return Parts(
+        world,
+        Behavior(cfg.behavior, feat_size, spec),
+        build_curiosity(cfg.curiosity, cfg.bonus, Dims(feat_size, spec.size)),
+    )
+
+
+def shapes(cfg: AgentConfig, spec: ActionSpec) -> dict[str, torch.Size]:
+    """Name and shape of everything in an agent's ``state_dict``, found without taking any memory for it."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        parts = build_parts(cfg, spec)._asdict()
+    return {f"{name}.{key}": x.shape for name, part in parts.items() for key, x in part.state_dict().items()}
+
+
 class Agent(nn.Module):
     """Joins the three parts.
 
@@ -80,9 +113,7 @@ class Agent(nn.Module):
         self.bf16 = bf16
         with torch.random.fork_rng(devices=[]):  # the layers' initial weights, without touching the global generator
             torch.manual_seed(seed)
-            self.world = WorldModel(cfg.world, spec, size)
-            self.behavior = Behavior(cfg.behavior, self.world.rssm.feat_size, spec)
-            self.curiosity = build_curiosity(cfg.curiosity, cfg.bonus, Dims(self.world.rssm.feat_size, spec.size))
+            self.world, self.behavior, self.curiosity = build_parts(cfg, spec, size)
         self._embeds = reads_embeddings(self.curiosity)
         self.to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The command line: ``dreamer-lpm train``, ``eval``, ``compare``, ``report``, ``bench`` and ``doctor``.
+"""The command line: ``dreamer-lpm train``, ``eval``, ``export``, ``compare``, ``report``, ``bench`` and ``doctor``.
 
 ``train_lpm.py`` is ``train`` under the guide's name. Only the command that is asked for is imported: ``report`` needs
 no torch.
@@ -19,15 +19,17 @@ Command = Callable[[list[str]], int]
 COMMANDS = {
     "train": "dreamer_lpm.commands:train_command",
     "eval": "dreamer_lpm.commands:eval_command",
+    "export": "dreamer_lpm.commands:export_command",
     "compare": "dreamer_lpm.compare:main",
     "report": "dreamer_lpm.report.command:main",
     "bench": "dreamer_lpm.bench:main",
     "doctor": "dreamer_lpm.doctor:main",
 }
-USAGE = """usage: dreamer-lpm {train,eval,compare,report,bench,doctor} [OPTIONS]
+USAGE = """usage: dreamer-lpm {train,eval,export,compare,report,bench,doctor} [OPTIONS]
 
   train    learn, in front of the Noisy TV or without it (options: dreamer-lpm train --help)
   eval     play with a trained agent:  dreamer-lpm eval agent_lpm.pth --episodes 10
+  export   an agent to share, without pickle:  dreamer-lpm export agent_lpm.pth --out agent
   compare  methods x TV settings x seeds, and who the TV captures (options: dreamer-lpm compare --help)
   report   draw the page of a run or a comparison again:  dreamer-lpm report runs/my-run
   bench    time an update on this machine, alone or against a peer at equal sizes

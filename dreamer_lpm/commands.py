@@ -1,4 +1,4 @@
-"""The commands that need an agent: ``dreamer-lpm train`` and ``eval``."""
+"""The commands that need an agent: ``dreamer-lpm train``, ``eval`` and ``export``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dreamer_lpm.envs import make_env
-from dreamer_lpm.evaluate import evaluate, load, record
+from dreamer_lpm.evaluate import evaluate, export_agent, load, record
 from dreamer_lpm.noisy_tv import load_images
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.video import episode_video
@@ -169,7 +169,7 @@ def eval_command(args: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="dreamer-lpm eval", description="Play with a trained agent, print a table, save a video."
     )
-    parser.add_argument("agent", type=Path, help="an agent file, such as agent_lpm.pth")
+    parser.add_argument("agent", type=Path, help="an agent file, such as agent_lpm.pth, or an exported folder")
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--seed", type=int, default=EVAL_SEED)
     parser.add_argument(
@@ -179,6 +179,7 @@ def eval_command(args: list[str]) -> int:
         "--video", type=Path, default=Path("videos/eval.mp4"), help="where the video goes (default: videos/eval.mp4)"
     )
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--trust", action="store_true", help="let the agent's env import a Python module of its own")
     options = parser.parse_args(args)
     if options.episodes < 1:
         raise UserError(f"--episodes must be at least 1, not {options.episodes}.")
@@ -186,6 +187,11 @@ def eval_command(args: list[str]) -> int:
     if "run" not in player.about:
         raise UserError(f"{options.agent} does not say which run it is from; play it with dreamer_lpm.load instead.")
     cfg = from_plain(RunConfig, player.about["run"])
+    module, colon, _ = cfg.env_name.rpartition(":")
+    if colon and not options.trust:
+        raise UserError(
+            f"{options.agent} wants to run the Python module '{module}' for its env; if you know it, add --trust."
+        )
     env = cfg.env(tv_on=options.tv == "as-trained")
     images = load_images(env.tv.source, cfg.data_dir)[0] if env.tv and env.tv.control is None else None
 
@@ -207,4 +213,18 @@ def eval_command(args: list[str]) -> int:
     Console().print(table)
     trace = record(player.agent, make, seed=options.seed, title=str(options.agent), has_tv=env.tv is not None)
     print(f"video: {episode_video(options.video, trace)}")
+    return 0
+
+
+def export_command(args: list[str]) -> int:
+    """Write an agent as safetensors and JSON, for others. Returns 0. Raises UserError."""
+    parser = argparse.ArgumentParser(
+        prog="dreamer-lpm export", description="Write an agent as weights.safetensors and config.json, to share it."
+    )
+    parser.add_argument("agent", type=Path, help="an agent file, such as agent_lpm.pth")
+    parser.add_argument("--out", type=Path, default=Path("agent"), help="folder to make (default: agent)")
+    options = parser.parse_args(args)
+    player = load(options.agent)
+    export_agent(options.out, player.agent, player.about)
+    print(f"{options.out}: play it with: dreamer-lpm eval {shlex.quote(str(options.out))}")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +12,25 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dreamer_lpm.agent import Agent, AgentConfig, Carry, Policy
+from dreamer_lpm.agent import Agent, AgentConfig, Carry, Policy, shapes
 from dreamer_lpm.curiosity import Transition
 from dreamer_lpm.envs import Envs
 from dreamer_lpm.machine import pick_device
+from dreamer_lpm.report.strict_json import dumps, write_atomically
 from dreamer_lpm.report.video import EpisodeTrace
 from dreamer_lpm.settings import from_plain, to_plain
 from dreamer_lpm.types import ActionSpec, UserError
+from dreamer_lpm.untrusted import read_tensors, regular_size
 from dreamer_lpm.world import Latent
 
 FORMAT = 1  # of an agent file
+WEIGHTS_FILE, CONFIG_FILE = "weights.safetensors", "config.json"  # of an agent folder
+LARGEST_CONFIG = 1_000_000  # bytes
+MOST_LAYERS = 100
+ANY_SPEC = ActionSpec("continuous", 1)
 
 
 @dataclass(frozen=True)
@@ -145,17 +153,44 @@ def save_agent(path: Path, agent: Agent, about: Mapping[str, Any]) -> None:
     ``about``: plain data to carry along, such as the env it was trained in.
     """
     scratch = path.with_name(path.name + ".tmp")
-    torch.save(
-        {
-            "format": FORMAT,
-            "config": to_plain(agent.cfg),
-            "spec": dataclasses.asdict(agent.spec),
-            "about": dict(about),
-            "weights": agent.state_dict(),
-        },
-        scratch,
-    )
+    torch.save({**_description(agent, about), "weights": agent.state_dict()}, scratch)
     scratch.replace(path)
+
+
+def export_agent(folder: Path, agent: Agent, about: Mapping[str, Any]) -> None:
+    """Write an agent as ``weights.safetensors`` and ``config.json``, which other programs read too, into ``folder``.
+
+    :func:`load` reads the folder. Raises UserError when there is something in it already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already; choose another folder, or remove it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: x.contiguous() for name, x in agent.state_dict().items()}
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_atomically(folder / CONFIG_FILE, dumps(_description(agent, about), indent=2) + "\n")
+
+
+def _description(agent: Agent, about: Mapping[str, Any]) -> dict[str, Any]:
+    spec = dataclasses.asdict(agent.spec)
+    return {"format": FORMAT, "config": to_plain(agent.cfg), "spec": spec, "about": dict(about)}
+
+
+def _read_folder(folder: Path) -> dict[str, Any]:
+    for name, most in ((CONFIG_FILE, LARGEST_CONFIG), (WEIGHTS_FILE, None)):
+        size = regular_size(folder / name)
+        if most is not None and size > most:
+            raise ValueError(f"{name} is larger than it can be")
+    description = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return {**description, "weights": load_file(folder / WEIGHTS_FILE)}
+
+
+def _check_fit(cfg: AgentConfig, spec: ActionSpec, weights: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless the weights are those of such an agent; before any memory is taken for it."""
+    layers = (cfg.world.head_layers, cfg.behavior.layers, cfg.bonus.members, len(cfg.world.stages))
+    if max(layers) > MOST_LAYERS or spec.size < 1:
+        raise ValueError("no agent is that large")
+    if {name: x.shape for name, x in weights.items()} != shapes(cfg, spec):
+        raise ValueError("these weights are another agent's")
 
 
 class Player:
@@ -192,24 +227,25 @@ class Player:
 
 
 def load(path: str | Path, device: str = "cpu") -> Player:
-    """Read an agent file such as ``agent_lpm.pth``. Runs no code from the file.
+    """Read an agent file such as ``agent_lpm.pth``, or a folder that :func:`export_agent` wrote.
 
-    Raises UserError when the file is missing, damaged, or not an agent of this project, or the device is not there.
+    Runs no code of it, and takes no more memory than the weights in it do.
+    Raises UserError when it is missing, damaged, or not an agent of this project, or the device is not there.
     """
-    where = pick_device(device)
+    where, path = pick_device(device), Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; train one first: python3 train_lpm.py --steps 10000 --noisy-tv")
     try:
-        data = torch.load(path, map_location=where, weights_only=True)
+        data = _read_folder(path) if path.is_dir() else read_tensors(path)
         if data["format"] != FORMAT:
             raise UserError(f"{path} has format {data['format']}, this version reads {FORMAT}; update dreamer-lpm.")
-        agent = Agent(from_plain(AgentConfig, data["config"]), ActionSpec(**data["spec"]), device=where)
+        cfg, spec = from_plain(AgentConfig, data["config"]), from_plain(ActionSpec, data["spec"], ANY_SPEC)
+        _check_fit(cfg, spec, data["weights"])
+        agent = Agent(cfg, spec, device=where)
         agent.load_state_dict(data["weights"])
         return Player(agent.eval(), dict(data["about"]))
     except UserError:
         raise
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist; train one first: python3 train_lpm.py --steps 10000 --noisy-tv"
-        ) from None
     except Exception as error:  # noqa: BLE001  whatever a damaged or foreign file makes torch raise
         raise UserError(
             f"{path} is not an agent file of Dreamer-LPM, or it is damaged ({type(error).__name__})."

@@ -1,7 +1,7 @@
 """One process for one run: a lock on its folder that the kernel drops when the process ends, however it ends.
 
-So a lock cannot go stale. What can stay behind is the process's number in the file, and that is how it is told that the
-process before did not end by itself.
+So a lock cannot go stale. What a killed process leaves behind is a file with its number, and that is how it is told
+that it did not end by itself.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class RunLock:
         self.left_by: int | None = None
 
     def __enter__(self) -> Self:
+        self._made = [path for path in (self._folder, *self._folder.parents) if not path.exists()]
         self._folder.mkdir(parents=True, exist_ok=True)
         self._file = (self._folder / LOCK_FILE).open("a+", encoding="ascii", errors="replace")
         if not self._taken():
@@ -39,16 +40,20 @@ class RunLock:
                 "stop it, or choose another --run-name."
             )
         self.left_by = self._written()
-        self._write(str(os.getpid()))
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(str(os.getpid()))
+        self._file.flush()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._write("")
-        if [path.name for path in self._folder.iterdir()] == [LOCK_FILE]:  # nothing came of it
-            (self._folder / LOCK_FILE).unlink()
-            self._folder.rmdir()
+        (self._folder / LOCK_FILE).unlink()
+        for made in self._made:
+            if any(made.iterdir()):
+                break
+            made.rmdir()  # nothing came of it
         self._file.close()
 
     def _taken(self) -> bool:
@@ -63,12 +68,6 @@ class RunLock:
         self._file.seek(0)
         text = self._file.read(20).strip()
         return int(text) if text.isdecimal() else None
-
-    def _write(self, text: str) -> None:
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(text)
-        self._file.flush()
 
 
 def holder(run_dir: Path) -> int | None:

@@ -365,8 +365,7 @@ def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False) -> Report:
     Raises UserError before any work is lost, and Stopped, once all is saved, on SIGINT and SIGTERM.
     """
     with RunLock(run_dir) as lock:
-        if resume and not (run_dir / CONFIG_FILE).is_file():
-            raise UserError(f"{run_dir} holds no run to resume (no {CONFIG_FILE}); check --run-name and --runs.")
+        before = read_config(run_dir) if resume else {}
         log_file = run_dir / METRICS_FILE
         if not resume and (checkpoint.checkpoints(run_dir) or (log_file.is_file() and log_file.stat().st_size)):
             raise UserError(f"{run_dir} already holds a run: go on with --resume, or choose another --run-name.")
@@ -375,7 +374,6 @@ def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False) -> Report:
         keep_freed_memory()
         spec = cfg.env().tv
         images, shown = load_images(spec.source, cfg.data_dir) if spec else (None, None)
-        before = read_config(run_dir) if resume else {}
         if shown:
             # Whatever "auto" finds tomorrow, this run goes on with these pictures, and its record says how they were
             # found.
@@ -520,7 +518,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         if isinstance(about["config"], dict) and ("sha256" not in about or is_sealed(about)):
             return dict(about)
     except FileNotFoundError:
-        raise UserError(f"{run_dir} holds no run (no {CONFIG_FILE}); check --run-name and --runs.") from None
+        raise UserError(f"{run_dir} holds no run to resume (no {CONFIG_FILE}); check --run-name and --runs.") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass  # told below, with the other kind of damage
     copies = [folder / CONFIG_FILE for folder in reversed(checkpoint.checkpoints(run_dir))]

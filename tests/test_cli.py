@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import imageio_ffmpeg
+import numpy as np
 import pytest
 import torch
 
 from dreamer_lpm import cli, commands
-from dreamer_lpm.evaluate import save_agent
+from dreamer_lpm.evaluate import load, save_agent
 from dreamer_lpm.presets import PRESETS
 from dreamer_lpm.settings import to_plain
 from dreamer_lpm.train import Report, RunConfig, Stopped
-from tests.test_evaluate import CONTINUOUS, make_agent
+from tests.test_evaluate import CONTINUOUS, DISCRETE, make_agent
 from tests.tiny_run import TINY, WITH_TV, write_config
 
 ROOT = Path(__file__).parents[1]
@@ -227,8 +228,33 @@ def test_a_flag_that_cannot_be_is_answered_with_help(
 def test_no_command(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(args) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("usage: dreamer-lpm {train,eval,compare,report,bench}")
+    assert captured.err.startswith("usage: dreamer-lpm {train,eval,export,compare,report,bench,doctor}")
     assert captured.out == ""
+
+
+def test_an_agent_is_exported_and_plays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_agent(tmp_path / "agent_lpm.pth", make_agent(DISCRETE), {})
+    assert cli.main(["export", str(tmp_path / "agent_lpm.pth"), "--out", str(tmp_path / "out")]) == 0
+    assert "dreamer-lpm eval " in capsys.readouterr().out
+    assert load(tmp_path / "out").act(np.zeros((64, 64, 3), np.uint8)) in (0, 1)
+
+
+def test_an_agent_that_brings_a_module_is_not_played_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody expects that playing with a file from elsewhere runs what lies beside it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "brought.py").write_text("open('trap', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    about = {"run": to_plain(replace(TINY, env_name="brought:CartPole-v1"))}
+    save_agent(Path("agent_lpm.pth"), make_agent(DISCRETE), about)
+    play = ["eval", "agent_lpm.pth", "--episodes", "1"]
+    assert cli.main(play) == 2
+    assert "wants to run the Python module 'brought'" in capsys.readouterr().err
+    assert not Path("trap").exists()
+    monkeypatch.setattr(commands, "episode_video", lambda path, trace: path)
+    assert cli.main([*play, "--trust"]) == 0
+    assert Path("trap").exists()
 
 
 def test_ctrl_c_before_there_is_anything_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -443,12 +469,13 @@ def test_the_guides_path(folder: Path) -> None:
     run_dir = folder / "runs" / "mine"
     [events] = (run_dir / "tensorboard").iterdir()
     [piece] = (run_dir / "replay").glob("rows_*.npz")
+    checkpoint_files = ("manifest.json", "state.pt", "state.json", "config.json")
     assert left == {
         "tiny.toml", "agent_lpm.pth", "videos/eval_iter_100_ep_0.mp4", f"runs/mine/tensorboard/{events.name}",
         *(f"runs/mine/{name}" for name in (
             "config.json", "metrics.jsonl", "summary.json", "curves.png", "agent_lpm.pth",
             "videos/eval_iter_100_ep_0.mp4", f"replay/{piece.name}",
-            *(f"checkpoints/step_000000100/{name}" for name in ("manifest.json", "state.pt", "state.json")),
+            *(f"checkpoints/step_000000100/{name}" for name in checkpoint_files),
         )),
     }  # fmt: skip
     for name in ("agent_lpm.pth", "videos/eval_iter_100_ep_0.mp4"):

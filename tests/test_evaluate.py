@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +14,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import dreamer_lpm
-from dreamer_lpm.agent import Agent
-from dreamer_lpm.curiosity import FitGate
+from dreamer_lpm.agent import Agent, shapes
+from dreamer_lpm.curiosity import REGISTRY, FitGate
 from dreamer_lpm.envs import EnvConfig, make_env
 from dreamer_lpm.envs.vector import episode_seed
-from dreamer_lpm.evaluate import Player, evaluate, load, record, save_agent
+from dreamer_lpm.evaluate import Player, evaluate, export_agent, load, record, save_agent
 from dreamer_lpm.noisy_tv import TVSpec, load_images
 from dreamer_lpm.types import ActionSpec, UserError
 from tests.test_agent import CONFIG, equal, everything
@@ -176,6 +179,85 @@ def test_five_lines_for_a_stranger(spec: ActionSpec, tmp_path: Path) -> None:
         assert isinstance(action, np.ndarray)
         assert (action.shape, action.dtype) == ((3,), np.float32)
         assert np.abs(action).max() <= 1
+
+
+def test_an_exported_agent_is_the_same_agent_in_files_that_carry_no_code(agent_file: Path, tmp_path: Path) -> None:
+    player = load(agent_file)
+    export_agent(tmp_path / "out", player.agent, player.about)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "weights.safetensors"]
+    again = load(tmp_path / "out")
+    assert differences(dict(again.agent.state_dict()), dict(player.agent.state_dict())) == []
+    assert (again.agent.cfg, again.agent.spec, again.about) == (player.agent.cfg, player.agent.spec, player.about)
+    tensors = load_file(tmp_path / "out" / "weights.safetensors")
+    assert differences(tensors, dict(player.agent.state_dict())) == []
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["spec"] == {"kind": "discrete", "size": 2}
+    with pytest.raises(UserError, match="out is there already; choose another folder"):
+        export_agent(tmp_path / "out", player.agent, player.about)
+
+
+@pytest.mark.parametrize("harm", ["no weights", "no config", "cut", "no json", "other weights", "a link"])
+def test_an_exported_agent_that_is_damaged(harm: str, agent_file: Path, tmp_path: Path) -> None:
+    player = load(agent_file)
+    folder = tmp_path / "out"
+    export_agent(folder, player.agent, player.about)
+    weights, config = folder / "weights.safetensors", folder / "config.json"
+    if harm == "a link":
+        config.rename(tmp_path / "elsewhere")
+        config.symlink_to(tmp_path / "elsewhere")
+    else:
+        {
+            "no weights": weights.unlink,
+            "no config": config.unlink,
+            "cut": lambda: cut(weights),
+            "no json": lambda: config.write_text("{"),
+            "other weights": lambda: save_file({"weight": torch.zeros(1)}, weights),
+        }[harm]()
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("curiosity", REGISTRY)
+@pytest.mark.parametrize("space", ["frame", "random", "embedding", "kl"])
+def test_the_shapes_of_an_agent_are_known_before_it_is_built(curiosity: str, space: Any) -> None:
+    cfg = replace(CONFIG, curiosity=curiosity, bonus=replace(CONFIG.bonus, error_space=space))
+    before = torch.get_rng_state()
+    try:
+        want = {name: x.shape for name, x in Agent(cfg, CONTINUOUS).state_dict().items()}
+    except UserError:
+        assert space != "frame", "a bonus without an error has no space for it"
+        return
+    assert shapes(cfg, CONTINUOUS) == want
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"world": {"rssm": {"deter": 10**9}}},
+        {"world": {"rssm": {"deter": 10**18}}},
+        {"world": {"head_layers": 10**9}},
+        {"behavior": {"layers": 10**9}},
+        {"bonus": {"members": 10**9}, "curiosity": "disagreement"},
+        {"bonus": {"queue": 10**15}, "curiosity": "lpm"},
+        {"world": {"stages": [[8, 4, 10**9]]}},
+        {"world": {"stages": [[4, 2, 1]] * 5000}},
+    ],
+)
+def test_a_config_that_claims_a_giant_takes_no_memory(sizes: dict[str, Any], agent_file: Path) -> None:
+    changed(config=sizes)(agent_file)
+    begin = time.monotonic()
+    with pytest.raises(UserError):
+        load(agent_file)
+    assert time.monotonic() - begin < 5
+
+
+def test_a_flipped_bit_among_the_weights_is_seen(agent_file: Path) -> None:
+    content = bytearray(agent_file.read_bytes())
+    content[len(content) // 2] ^= 1
+    agent_file.write_bytes(content)
+    with pytest.raises(UserError, match="is not an agent file of Dreamer-LPM, or it is damaged"):
+        load(agent_file)
 
 
 def test_a_player_remembers_until_it_is_reset(tmp_path: Path) -> None:

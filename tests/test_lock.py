@@ -76,10 +76,14 @@ def test_a_folder_that_nothing_came_of_is_gone_again(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "mine"
     with RunLock(folder):
         assert folder.is_dir()
-    assert not folder.exists()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs").mkdir()
+    with RunLock(folder):
+        pass
+    assert list(tmp_path.iterdir()) == [tmp_path / "runs"], "what was there before stays"
     with RunLock(folder):
         (folder / "work").touch()
-    assert (folder / "work").exists()
+    assert list(folder.iterdir()) == [folder / "work"]
 
 
 @pytest.mark.parametrize("text", ["", "no number", "-3", "é" * 99, "4" * 99])

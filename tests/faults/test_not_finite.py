@@ -22,8 +22,8 @@ from dreamer_lpm.world import WorldModel
 from tests.faults.conftest import RUN
 from tests.tiny_run import differences, everything
 
-# Of the env's 80th step and the 12th update, both between the checkpoints of steps 60 and 90; evaluation is off, so that
-# the env takes no other steps.
+# The env's 80th step and the 12th update lie between the checkpoints of steps 60 and 90.
+# Evaluations, which would take more steps of the same env, are off.
 CFG = replace(RUN, eval_every=0, rollback_lr=1.0)
 STEP, UPDATE = 80, 12
 Inject = Callable[[pytest.MonkeyPatch, float, int], None]

@@ -52,7 +52,7 @@ def test_play_prints_a_possible_return(agent_file: Path, capsys: pytest.CaptureF
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_debugging_command_runs(tmp_path: Path) -> None:
-    [command] = [c.text.strip() for c in blocks(read(ROOT / "README.md")) if "--steps 600" in c.text]
+    [command] = [c.text.strip() for c in blocks(read(ROOT / "README.md")) if "--steps 600 " in c.text]
     words = [sys.executable, str(ROOT / "train_lpm.py"), *shlex.split(command)[2:], "--threads", "1"]
     done = subprocess.run(words, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

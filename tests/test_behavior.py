@@ -152,7 +152,7 @@ def test_continuous_log_prob_and_entropy_are_those_of_the_normal() -> None:
     actor = seeded_behavior(CONTINUOUS).actor
     feat, sampled = features(4, 6), 3 * torch.randn(4, 6, 2, generator=generator(1))
     mean, raw = actor.net(feat).chunk(2, -1)
-    std = CONFIG.min_std + (CONFIG.max_std - CONFIG.min_std) * torch.sigmoid(raw + 2)
+    std = CONFIG.min_std + (CONFIG.max_std - CONFIG.min_std) * torch.sigmoid(raw)
     want = Independent(Normal(torch.tanh(mean), std), 1)
     log_prob, entropy = actor.log_prob_and_entropy(feat, sampled)
     torch.testing.assert_close(log_prob, want.log_prob(sampled))

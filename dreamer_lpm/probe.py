@@ -40,10 +40,13 @@ class Detector(NamedTuple):
         return shown
 
 
+PER_BATCH = ("replayed", "tv_on", "dreamed")  # parts of a probe's state whose first axis is a batch's size
+
+
 class TVProbe:
     """Statistics of replayed features by ``tv_on``, and the newest batch, which is tested before it is learned."""
 
-    _SAVED = ("count", "total", "second", "replayed", "tv_on", "dreamed")
+    _SAVED = ("count", "total", "second", *PER_BATCH)
 
     def __init__(self, feat_size: int, device: torch.device):
         size = min(feat_size, _LARGEST)

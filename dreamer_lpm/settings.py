@@ -14,7 +14,7 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,12 +144,8 @@ def _fit(hint: Any, value: Any) -> tuple[bool, Any]:
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
         return value in typing.get_args(hint), value
-    if origin is tuple:
-        inner = typing.get_args(hint)
-        if not isinstance(value, list | tuple) or (inner[-1] is not ... and len(inner) != len(value)):
-            return False, None
-        parts = [_fit(inner[0] if inner[-1] is ... else inner[i], v) for i, v in enumerate(value)]
-        return all(ok for ok, _ in parts), tuple(v for _, v in parts)
+    if origin in (tuple, list):
+        return _fit_all(origin, typing.get_args(hint), value)
     if hint is float:
         if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
             return False, None
@@ -159,6 +155,15 @@ def _fit(hint: Any, value: Any) -> tuple[bool, Any]:
     if hint in (types.NoneType, None):
         return value is None, None
     return type(value) is hint, value
+
+
+def _fit_all(kind: Callable[[Iterable[Any]], Any], inner: tuple[Any, ...], value: Any) -> tuple[bool, Any]:
+    """As :func:`_fit`, for ``tuple[inner]`` and ``list[inner]``."""
+    repeats = kind is list or inner[-1] is ...
+    if not isinstance(value, list | tuple) or (not repeats and len(inner) != len(value)):
+        return False, None
+    parts = [_fit(inner[0] if repeats else inner[i], v) for i, v in enumerate(value)]
+    return all(ok for ok, _ in parts), kind(v for _, v in parts)
 
 
 def _say(hint: Any) -> str:

@@ -39,7 +39,7 @@ from dreamer_lpm.guard import FIRST_ALARM, Guard, alarms, check_finite, save_bat
 from dreamer_lpm.lock import RunLock
 from dreamer_lpm.machine import keep_freed_memory, pick_device, pick_precision, pick_threads
 from dreamer_lpm.noisy_tv import ImageSource, TVImages, TVSpec, load_images
-from dreamer_lpm.probe import TVProbe
+from dreamer_lpm.probe import PER_BATCH, TVProbe
 from dreamer_lpm.replay import Replay
 from dreamer_lpm.report.measures import BIN, escape_step, late_mean, late_tv_share
 from dreamer_lpm.report.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoardSink, WandbSink, read_metrics
@@ -48,8 +48,9 @@ from dreamer_lpm.report.progress import Progress
 from dreamer_lpm.report.strict_json import dumps, is_sealed, sealed, write_atomically
 from dreamer_lpm.report.summary import git_revision, versions, write_summary
 from dreamer_lpm.report.video import episode_video
-from dreamer_lpm.settings import to_plain
+from dreamer_lpm.settings import from_plain, to_plain
 from dreamer_lpm.types import NotFinite, UserError
+from dreamer_lpm.untrusted import check_like
 from dreamer_lpm.world import Latent
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -333,7 +334,33 @@ class State:
                 "the same settings, or start a new run."
             ) from error
 
+    def _check(self, saved: checkpoint.Saved) -> None:
+        """Raises where a part is not built as this run's is; what torch and numpy check themselves is left to them."""
+        params = [p for group in self.agent.optimizer.param_groups for p in group["params"]]
+        moments = saved.tensors["optimizer"]["state"]
+        now = {"step": torch.zeros(())}
+        model: dict[str, Any] = {
+            "optimizer": {
+                "state": {i: {**now, "exp_avg": params[i], "exp_avg_sq": params[i]} for i in moments},
+                "param_groups": self.agent.optimizer.state_dict()["param_groups"],
+            },
+            "carry": [self.carry.latent.deter, self.carry.latent.stoch, self.carry.action],
+            "sums": dict.fromkeys(saved.tensors["sums"], torch.zeros(2)),
+        }
+        if self.probe and (held := saved.tensors.get("probe")):
+            own = self.probe.state_dict()
+            per_batch = {key: own[key].new_zeros(len(held[key]), *own[key].shape[1:]) for key in PER_BATCH}
+            model["probe"] = {**own, **per_batch}
+        for part, like in model.items():
+            check_like(saved.tensors[part], like, part)
+        n = self.cfg.num_envs
+        tally = from_plain(Tally, saved.plain["tally"])
+        if [len(counts) for counts in (tally.returns, tally.lengths, tally.watched)] != [n, n, n]:
+            raise ValueError("the tally is of another number of envs")
+        check_like([saved.plain["summed"], saved.plain["envs"]["env_steps"]], [0, 0], "state.json")
+
     def _restore(self, saved: checkpoint.Saved) -> None:
+        self._check(saved)
         self.agent.load_state_dict(saved.tensors["agent"])
         self.agent.optimizer.load_state_dict(saved.tensors["optimizer"])
         self.agent.generator.set_state(saved.tensors["generator"])
@@ -343,7 +370,7 @@ class State:
         self.row = self.envs.load_state_dict(saved.plain["envs"])
         self.rng.bit_generator.state = saved.plain["rng"]
         # A checkpoint from before coverage and windows were counted has none of them, and its run never will.
-        self.tally = Tally(**saved.plain["tally"])
+        self.tally = from_plain(Tally, saved.plain["tally"])
         if self.probe and saved.tensors.get("probe"):
             self.probe.load_state_dict(saved.tensors["probe"])
         fields = {k: ((self.cfg.num_envs, *shape), str(d).split(".")[1]) for k, (shape, d) in self.fields.items()}
@@ -435,7 +462,7 @@ class _Session:
             except NotFinite as found:
                 raise self._ill(state, found) from None
             except OSError as error:
-                raise UserError(self._unwritten(state, error)) from error
+                raise UserError(self._unwritten(state.step, error)) from error
 
     def _restore(self, state: State, say: list[str]) -> int:
         """Go back to the newest whole checkpoint. Returns where its metrics end."""
@@ -479,10 +506,12 @@ class _Session:
             "checkpoint is whole: look at the env's rewards, or start again with smaller learning rates."
         )
 
-    def _unwritten(self, state: State, error: OSError) -> str:
+    def _unwritten(self, step: int, error: OSError) -> str:
+        whole = checkpoint.checkpoints(self.run_dir)
+        kept = f"the checkpoint {whole[-1].name} is whole" if whole else "nothing was saved yet"
         return (
-            f"{self.run_dir} could not be written ({error.strerror or error}) at step {state.step:,}; nothing before "
-            f"the checkpoint of step {state.tally.saved:,} is lost: make room there, then go on with --resume."
+            f"{self.run_dir} could not be written ({error.strerror or error}) at step {step:,}; {kept}: make room "
+            "there, then go on with --resume."
         )
 
 
@@ -604,13 +633,9 @@ class _Run:
             self._log()
             if s.step - tally.saved >= self.cfg.checkpoint_every:
                 self._save()
-            self._stop_if_asked()
-
-    def _stop_if_asked(self) -> None:
-        """Save and leave, if a signal came. Where training stands still too, so that evaluating holds nobody up."""
-        if self.signals.caught is not None:
-            self._save()
-            raise Stopped(self.signals.caught)
+            if self.signals.caught is not None:
+                self._save()
+                raise Stopped(self.signals.caught)
 
     def _update_is_due(self) -> bool:
         """Whether learning lags behind ``update_every``, and a whole sequence is there to learn from."""
@@ -699,6 +724,18 @@ class _Run:
         return lambda: make_env(self.cfg.env(tv_on=tv_on), images=self.images)
 
     def _evaluate(self, episodes: int) -> tuple[Scores, Scores | None, Path]:
+        """What ``_play`` says. A signal ends it and the run; whoever goes on begins the evaluation again."""
+        try:
+            return self._play(episodes)
+        except Stopped:
+            self._save()  # not before, for until here the agent's generator was lent out
+            raise
+
+    def _give_way(self) -> None:
+        if self.signals.caught is not None:
+            raise Stopped(self.signals.caught)
+
+    def _play(self, episodes: int) -> tuple[Scores, Scores | None, Path]:
         """Play with the policy's mode, the TV as in training and showing nothing; film one episode.
 
         Showing nothing is "sham". For a policy that no longer learns, "off" is the same env but for a button that does
@@ -706,7 +743,7 @@ class _Run:
         """
         s = self.state
         self.bar.update(s.step, note="evaluating")
-        watch = self._stop_if_asked
+        watch = self._give_way
         scores = evaluate(s.agent, self._make(tv_on=True), episodes=episodes, seed=EVAL_SEED, watch=watch)
         off = None
         if self.cfg.noisy_tv:
@@ -741,7 +778,7 @@ class _Run:
         """Leave the agent of the best evaluation so far as a file of its own."""
         tally = self.state.tally
         if tally.best is None or mean > tally.best[1]:
-            tally.best = [self.state.step, mean]
+            tally.best = [float(self.state.step), mean]
             save_agent(self.run_dir / BEST_AGENT, self.state.agent, self._about())
 
     def _about(self) -> dict[str, Any]:
@@ -775,7 +812,7 @@ class _Run:
             * (1 if sys.platform == "darwin" else 1024),
             "saving_seconds": s.tally.saving_seconds,
             "rollbacks": s.tally.rollbacks,
-            "best_on_the_way": s.tally.best and dict(zip(("step", "return"), s.tally.best, strict=True)),
+            "best_on_the_way": s.tally.best and {"step": int(s.tally.best[0]), "return": s.tally.best[1]},
             "eval_return_mean": float(np.mean(scores.returns)),
             "eval_returns": scores.returns,
             "eval_return_tv_off": None if off is None else float(np.mean(off.returns)),

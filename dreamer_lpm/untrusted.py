@@ -66,3 +66,23 @@ def tensors_in(data: Any) -> Iterator[Tensor]:
             waiting.extend(item.values())
         elif isinstance(item, list | tuple):
             waiting.extend(item)
+
+
+def check_like(value: Any, model: Any, where: str) -> None:
+    """Raises NotTensors, naming the place, unless ``value`` is built as ``model`` is.
+
+    That is: the same keys and lengths, tensors of the same shape and dtype, numbers and texts of the same type.
+    """
+    if isinstance(model, Tensor):
+        same = isinstance(value, Tensor) and (value.shape, value.dtype) == (model.shape, model.dtype)
+    elif isinstance(model, dict):
+        same = isinstance(value, dict) and value.keys() == model.keys()
+    elif isinstance(model, list | tuple):
+        same = isinstance(value, list | tuple) and len(value) == len(model)
+    else:
+        same = type(value) is type(model)
+    if not same:
+        raise NotTensors(f"{where} is not what it must be")
+    if isinstance(model, dict | list | tuple):
+        for key in model if isinstance(model, dict) else range(len(model)):
+            check_like(value[key], model[key], f"{where}.{key}")

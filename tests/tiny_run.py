@@ -101,8 +101,10 @@ def everything(run_dir: Path) -> dict[str, Any]:
     pieces = [checkpoint.load_rows(path) for path in saved.replay]
     memory = {key: np.concatenate([piece[key] for piece in pieces])[-held:] for key in pieces[0]}
     agent = torch.load(run_dir / "agent_lpm.pth", weights_only=True)
+    best_file = run_dir / "agent_best.pth"
+    best = torch.load(best_file, weights_only=True)["weights"] if best_file.exists() else {}
     return {"step": saved.step, "tensors": saved.tensors, **plain, "memory": memory, "metrics": metrics(run_dir),
-            "agent": agent["weights"]}  # fmt: skip
+            "agent": agent["weights"], "best": best}  # fmt: skip
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:

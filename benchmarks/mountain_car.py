@@ -300,7 +300,16 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                 mean, half = interval(x)
                 axes.plot(x, [y + shift] * len(x), "o", color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
                 label = f"{arm}: mean and 95 % interval" if y == 0 else None
-                axes.errorbar(mean, y + shift, xerr=half, fmt="|", markersize=9, color=colour, capsize=3, label=label)
+                axes.errorbar(
+                    mean,
+                    y + shift,
+                    xerr=half if len(x) > 1 else None,
+                    fmt="|",
+                    markersize=9,
+                    color=colour,
+                    capsize=3,
+                    label=label,
+                )
                 if axes is left and method in PAPER:
                     label = f"{arm}: the paper" if method == next(m for m in methods if m in PAPER) else None
                     paper = PAPER[method][ARMS.index(arm)]
@@ -308,9 +317,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.grid(axis="x", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     right.axvline(0.5, color="#6b7280", linestyle="--", linewidth=1)
-    right.annotate("chance", (0.5, -0.75), color="#6b7280", ha="center", fontsize=8, annotation_clip=False)
+    above = {"xycoords": ("data", "axes fraction"), "xytext": (0, 3), "textcoords": "offset points"}
+    right.annotate("chance", (0.5, 1), color="#6b7280", ha="center", fontsize=8, **above)
     left.set_yticks(range(len(methods)), methods)
-    left.invert_yaxis()
+    left.set_ylim(len(methods) - 0.5, -0.5)
     left.set_xlim(0, 100)
     right.set_xlim(-0.02, 1.02)
     left.set_xlabel(f"position x speed cells seen, % of {GRID} x {GRID}", fontsize=9)

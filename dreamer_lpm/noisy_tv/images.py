@@ -195,7 +195,9 @@ def _shrink(picture: Picture) -> Picture:
 def _read_picture(path: Path) -> Picture:
     imageio = require("imageio.v3", "imageio")
     try:
-        picture = imageio.imread(path, mode="RGB")
-    except (OSError, ValueError, SyntaxError) as error:  # a damaged PNG header is a SyntaxError to its decoder
-        raise NoisyTVError(f"{path} is not a picture that can be read ({error}): mend it or take it away") from error
+        # By name: imageio would go on to ask every decoder it has, the last of them for a film.
+        picture = imageio.imread(path, plugin="pillow", mode="RGB")
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise NoisyTVError(f"{path} is not a picture that can be read ({reason}): mend it or take it away") from error
     return np.asarray(picture, np.uint8)

@@ -62,6 +62,15 @@ class Felt(NamedTuple):
     dreamed: Tensor  # (H, S, F) of the states that S dreams of H steps went through, their start left out
 
 
+class Noise(NamedTuple):
+    """Every random number of one update, drawn beforehand, so that the update itself is a function of tensors."""
+
+    world: Tensor  # (B, T, S, C) Gumbel, for the posterior's samples
+    starts: Tensor  # (S',) which of the B*T replayed states dreams start from, each once
+    dream: Tensor  # (H, S', S, C) Gumbel, for the prior's samples
+    policy: Tensor  # (H, S', A) for the policy's
+
+
 class Parts(NamedTuple):
     """What an agent is made of."""
 
@@ -133,6 +142,7 @@ class Agent(nn.Module):
             [{"params": p, "lr": lr, "betas": betas.get(name, (0.9, 0.999))} for name, p, lr in groups],
             eps=1e-5,
             fused=True,
+            capturable=self.device.type == "cuda",  # may be part of a CUDA graph
         )
 
     def begin(self, num_envs: int) -> Carry:
@@ -154,7 +164,7 @@ class Agent(nn.Module):
         if policy == "mode":
             return self.behavior.actor.mode(feat)
         if policy == "sample":
-            return self.behavior.actor.sample(feat, self.generator)[0]
+            return self.behavior.actor.sample(feat, self.behavior.actor.noise(feat.shape[:-1], self.generator))[0]
         uniform = torch.rand(len(feat), self.spec.size, generator=self.generator, device=self.device)
         if self.spec.is_discrete:
             return torch.nn.functional.one_hot(uniform.argmax(-1), self.spec.size).float()
@@ -164,14 +174,30 @@ class Agent(nn.Module):
         """bf16 where asked for."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One step of learning everything from one batch. Returns metrics as tensors () that stay on the device."""
+    def noise(self, batch: int, length: int) -> Noise:
+        """The random numbers of one update from ``batch`` sequences of ``length`` steps."""
+        rssm, cfg = self.world.rssm, self.cfg.behavior
+        count = batch * length
+        world = rssm.noise((batch, length), self.generator)
+        starts = torch.randperm(count, generator=self.generator, device=self.device)[: cfg.starts]
+        dreams = (cfg.horizon, len(starts))
+        return Noise(
+            world, starts, rssm.noise(dreams, self.generator), self.behavior.actor.noise(dreams, self.generator)
+        )
+
+    def update(self, batch: Batch, noise: Noise | None = None) -> dict[str, Tensor]:
+        """One step of learning everything from one batch. Returns metrics as tensors () that stay on the device.
+
+        It is a function of ``batch`` and ``noise`` (drawn here if it is not given) with static shapes and without a
+        look at any value, so that it can be recorded once and replayed.
+        """
+        noise = self.noise(*batch.reward.shape) if noise is None else noise
         with self.autocast():
-            lesson = self.world.loss(batch, self.generator)
+            lesson = self.world.loss(batch, noise.world)
             world = {k: v.mean() for k, v in lesson.losses.items()}
             seen = self._transitions(batch, lesson)
             curiosity = self.curiosity.loss(seen)
-            behavior, dream_metrics, dreamed = self._dream(batch, lesson.latents.detach())
+            behavior, dream_metrics, dreamed = self._dream(batch, lesson.latents.detach(), noise)
         scalars = {**world, **curiosity, **behavior}
         total = torch.stack([x.float() for x in scalars.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -219,18 +245,16 @@ class Agent(nn.Module):
             expected = self.world.encoder(lesson.predicted[:, 1:] * 255)
         return replace(steps, target_embed=lesson.embeds[:, 1:], predicted_embed=expected)
 
-    def _dream(self, batch: Batch, latents: Latent) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    def _dream(
+        self, batch: Batch, latents: Latent, noise: Noise
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """Imagine from some of the replayed states and score the dream.
 
         reward = cfg.extrinsic * task's reward + cfg.lpm_eta * bonus
         """
-        count = batch.reward.numel()
-        pick = torch.randperm(count, generator=self.generator, device=self.device)[: self.cfg.behavior.starts]
+        pick = noise.starts
         start = Latent(latents.deter.flatten(0, 1)[pick], latents.stoch.flatten(0, 1)[pick])
-        actor = self.behavior.actor
-        dream = self.world.imagine(
-            start, lambda feat: actor.sample(feat, self.generator), self.cfg.behavior.horizon, self.generator
-        )
+        dream = self.world.imagine(start, self.behavior.actor.sample, noise.dream, noise.policy)
         with torch.no_grad():
             mask = torch.ones(dream.action.shape[:-1], dtype=torch.bool, device=self.device)
             bonus = self.curiosity.reward(Transition(dream.feat[:-1], dream.action, dream.feat[1:], mask))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,14 +68,23 @@ class Actor(nn.Module):
     def _categorical(self, feat: Tensor) -> Tensor:
         return unimix_log_probs(self.net(feat), self.cfg.unimix)
 
-    def sample(self, feat: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """feat (..., F) -> (executed, sampled), both (..., A); they differ only by the clipping to [-1, 1]."""
+    def noise(self, lead: Sequence[int], generator: torch.Generator) -> Tensor:
+        """What ``sample`` needs for ``lead`` states: normal, or Gumbel for discrete choices. (*lead, A)."""
+        shape = (*lead, self.spec.size)
         if self.spec.is_discrete:
-            log_probs = self._categorical(feat)
-            choice = one_hot_straight_through(log_probs.detach(), gumbel(log_probs.shape, generator))
+            return gumbel(shape, generator)
+        return torch.randn(shape, generator=generator, device=generator.device)
+
+    def sample(self, feat: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """feat (..., F), noise (..., A) -> (executed, sampled), both (..., A).
+
+        They differ only by the clipping to [-1, 1].
+        """
+        if self.spec.is_discrete:
+            choice = one_hot_straight_through(self._categorical(feat).detach(), noise)
             return choice, choice
         mean, std = self._normal(feat)
-        sampled = mean + std * torch.randn(mean.shape, generator=generator, device=mean.device)
+        sampled = mean + std * noise
         return sampled.clamp(-1, 1), sampled
 
     def mode(self, feat: Tensor) -> Tensor:
@@ -156,17 +165,19 @@ class ReturnRange(nn.Module):
     low: Tensor
     high: Tensor
     count: Tensor
+    ends: Tensor
 
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
         for name in ("low", "high", "count"):
             self.register_buffer(name, torch.zeros(()))
+        self.register_buffer("ends", torch.tensor([0.05, 0.95]), persistent=False)
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> None:
         """Take in one batch of returns, any shape."""
-        ends = torch.quantile(returns.float().flatten(), torch.tensor([0.05, 0.95], device=returns.device))
+        ends = torch.quantile(returns.float().flatten(), self.ends)
         self.count += 1
         # Debiased moving average: the first batch counts fully.
         rate = self.rate / (1 - (1 - self.rate) ** self.count)

@@ -22,6 +22,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def sample(actor: Actor, feat: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    return actor.sample(feat, actor.noise(feat.shape[:-1], generator(seed)))
+
+
 def features(*lead: int, seed: int = 0) -> Tensor:
     return torch.randn(*lead, F, generator=generator(seed))
 
@@ -177,7 +181,7 @@ def test_discrete_samples_are_one_hot_and_as_frequent_as_the_policy_says() -> No
     actor = seeded_behavior(DISCRETE).actor
     torch.nn.init.normal_(actor.net[-1].weight)  # type: ignore[arg-type]
     feat = features(1).expand(20_000, F)
-    executed, sampled = actor.sample(feat, generator())
+    executed, sampled = sample(actor, feat)
     assert torch.equal(executed, sampled)
     assert torch.equal(executed.sum(-1), torch.ones(20_000))
     assert torch.equal(executed.max(-1).values, torch.ones(20_000))
@@ -189,16 +193,16 @@ def test_discrete_samples_are_one_hot_and_as_frequent_as_the_policy_says() -> No
 class Squashed(Actor):
     """The mutant: samples pass through tanh, so they stay inside (-1, 1)."""
 
-    def sample(self, feat: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        _, sampled = super().sample(feat, generator)
+    def sample(self, feat: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        _, sampled = super().sample(feat, noise)
         return 0.999 * torch.tanh(sampled), sampled
 
 
 class Narrow(Actor):
     """The mutant: actions in (-1, 1) for an env that spans twice that, as if torque 2 were never asked for."""
 
-    def sample(self, feat: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        _, sampled = super().sample(feat, generator)
+    def sample(self, feat: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        _, sampled = super().sample(feat, noise)
         return sampled.clamp(-1, 1) / 2, sampled
 
 
@@ -210,7 +214,7 @@ def test_an_untaught_actor_reaches_both_ends_of_every_dimension_and_no_further(
 ) -> None:
     torch.manual_seed(0)
     actor = kind(CONFIG, F, CONTINUOUS)
-    executed, sampled = actor.sample(features(1000), generator())
+    executed, sampled = sample(actor, features(1000))
     assert ((executed.amin(0) == -1) & (executed.amax(0) == 1)).all() == reaches
     if reaches:
         assert torch.equal(executed, sampled.clamp(-1, 1))
@@ -228,7 +232,7 @@ def test_the_mode_is_deterministic_and_samples_come_from_the_generator_alone(spe
     actor, feat = seeded_behavior(spec).actor, features(50)
     before = torch.get_rng_state()
     assert torch.equal(actor.mode(feat), actor.mode(feat))
-    a, b, c = (actor.sample(feat, generator(seed))[0] for seed in (1, 1, 2))
+    a, b, c = (sample(actor, feat, seed)[0] for seed in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert torch.equal(torch.get_rng_state(), before)
@@ -278,7 +282,7 @@ class Dreamt:
         self.behavior = seeded_behavior(spec)
         torch.nn.init.normal_(self.behavior.critic.net[-1].weight, generator=generator())  # type: ignore[arg-type]
         self.feat = features(5, 5)
-        self.sampled = self.behavior.actor.sample(self.feat[:-1], generator(1))[1]
+        self.sampled = sample(self.behavior.actor, self.feat[:-1], 1)[1]
         self.reward = torch.randn(4, 5, generator=generator(2))
         self.cont = torch.ones(4, 5)
         self.alive = torch.ones(5, dtype=torch.bool)

@@ -81,10 +81,12 @@ class WorldModel(nn.Module):
         stoch = torch.nn.functional.one_hot(batch.stoch.long(), classes).flatten(-2).to(batch.deter.dtype)
         return Latent(batch.deter, stoch)
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> Lesson:
-        """World-model losses of a batch, every one (B, T), and what they were computed from."""
+    def loss(self, batch: Batch, noise: Tensor) -> Lesson:
+        """World-model losses of a batch, every one (B, T), and what they were computed from.
+
+        noise (B, T, S, C): Gumbel, for the samples of the posterior.
+        """
         b, t = batch.reward.shape
-        noise = self.rssm.noise((b, t), generator)
         embeds = self.encoder(batch.obs)
         latents, post, prior, look = self.rssm.observe(self.start(batch), batch.action, embeds, batch.is_first, noise)
         feat = latents.feat
@@ -126,16 +128,19 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def imagine(
-        self, start: Latent, policy: Callable[[Tensor], tuple[Tensor, Tensor]], horizon: int, generator: torch.Generator
+        self,
+        start: Latent,
+        policy: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        noise: Tensor,
+        policy_noise: Tensor,
     ) -> Dream:
-        """Roll ``policy(feat) -> (executed, sampled)`` for ``horizon`` steps through the prior.
+        """Roll ``policy(feat, its noise) -> (executed, sampled)`` through the prior, for H steps.
 
-        start (B, ...) -> Dream.
+        start (B, ...), noise (H, B, S, C) of the prior's samples, policy_noise (H, B, A) -> Dream.
         """
-        noise = self.rssm.noise((horizon, start.deter.shape[0]), generator)
         state, feats, actions, samples = start, [start.feat], [], []
-        for n in noise.unbind(0):
-            action, sampled = policy(state.feat)
+        for n, p in zip(noise.unbind(0), policy_noise.unbind(0), strict=True):
+            action, sampled = policy(state.feat, p)
             state = self.rssm.imagine_step(state, action, n)
             feats.append(state.feat)
             actions.append(action)

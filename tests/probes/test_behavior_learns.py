@@ -34,13 +34,17 @@ class Trainer:
     def states(self, *lead: int) -> Tensor:
         return torch.randn(*lead, F, generator=self.generator)
 
+    def sample(self, feat: Tensor) -> tuple[Tensor, Tensor]:
+        actor = self.behavior.actor
+        return actor.sample(feat, actor.noise(feat.shape[:-1], self.generator))
+
     def train(self, updates: int, horizon: int, lr: float = 1e-2) -> Behavior:
         optimizer = torch.optim.Adam(self.behavior.trained(), lr=lr)
         alive = torch.ones(B, dtype=torch.bool)
         for _ in range(updates):
             feat = self.states(horizon + 1, B)
             with torch.no_grad():
-                executed, sampled = self.behavior.actor.sample(feat[:-1], self.generator)
+                executed, sampled = self.sample(feat[:-1])
             reward = self.reward(feat[:-1], executed)
             losses = self.behavior.loss(feat, sampled, reward, torch.full_like(reward, self.cont), alive)
             optimizer.zero_grad()
@@ -84,8 +88,8 @@ def test_value_depends_on_the_state() -> None:
 class Narrow(Actor):
     """The mutant: a policy that spans half of what the env allows."""
 
-    def sample(self, feat: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        _, sampled = super().sample(feat, generator)
+    def sample(self, feat: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        _, sampled = super().sample(feat, noise)
         return sampled.clamp(-0.5, 0.5), sampled
 
     def mode(self, feat: Tensor) -> Tensor:
@@ -97,7 +101,7 @@ def learned(reward: Reward, actor: type[Actor] = Actor) -> tuple[Tensor, Tensor]
     trainer = Trainer(ONE, reward, cont=0.0, actor=actor)
     policy = trainer.train(200, horizon=1).actor
     feat = trainer.states(200)
-    return policy.mode(feat).detach(), policy.sample(feat, trainer.generator)[0].detach()
+    return policy.mode(feat).detach(), trainer.sample(feat)[0].detach()
 
 
 @pytest.mark.parametrize("end", [-1.0, 1.0])
@@ -134,7 +138,7 @@ def test_discrete_actor_finds_the_best_arm(best: int) -> None:
     actor = trainer.train(150, horizon=1).actor
     feat = trainer.states(500)
     assert (actor.mode(feat).argmax(-1) == best).all()
-    share = actor.sample(feat, trainer.generator)[0][:, best].mean()
+    share = trainer.sample(feat)[0][:, best].mean()
     assert share > 0.9
 
 
@@ -162,7 +166,7 @@ def test_a_reward_that_no_action_changes_leaves_the_policy_undecided(spec: Actio
         trainer = Trainer(spec, reward, gamma=0.9)
         actor = trainer.train(150, horizon=5, lr=3e-3).actor
         feat = trainer.states(200)
-        return float(actor.log_prob_and_entropy(feat, actor.sample(feat, trainer.generator)[1])[1].mean().detach())
+        return float(actor.log_prob_and_entropy(feat, trainer.sample(feat)[1])[1].mean().detach())
 
     # That of the untrained policy: uniform, or a normal in the middle of its range of stds.
     first = math.log(3) if spec.is_discrete else math.log(0.55) + 0.5 * math.log(2 * math.pi * math.e)

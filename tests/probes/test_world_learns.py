@@ -41,24 +41,28 @@ class Taught:
         optimizer = torch.optim.Adam(self.world.parameters(), lr=3e-3)
         self.history: list[dict[str, float]] = []
         for _ in range(updates):
-            losses = self.world.loss(self.batch, self.generator).losses
+            losses = self.world.loss(self.batch, self.noise()).losses
             self.history.append({key: float(x.detach().mean()) for key, x in losses.items()})
             optimizer.zero_grad()
             torch.stack([x.mean() for x in losses.values()]).sum().backward()
             torch.nn.utils.clip_grad_norm_(self.world.parameters(), 100)
             optimizer.step()
-        lesson = self.world.loss(self.batch, self.generator)
+        lesson = self.world.loss(self.batch, self.noise())
         self.latents, self.predicted = lesson.latents, lesson.predicted
+
+    def noise(self) -> Tensor:
+        return self.world.rssm.noise(self.batch.reward.shape, self.generator)
 
     def dreamt(self) -> Tensor:
         """Features (LENGTH + 1, B, F) of a dream from the first picture on, by the action that was played."""
         start = Latent(self.latents.deter[:, 0].detach(), self.latents.stoch[:, 0].detach())
 
-        def policy(feat: Tensor) -> tuple[Tensor, Tensor]:
+        def policy(feat: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
             action = torch.full((B, 1), 0.5)
             return action, action
 
-        return self.world.imagine(start, policy, LENGTH, self.generator).feat
+        noise = self.world.rssm.noise((LENGTH, B), self.generator)
+        return self.world.imagine(start, policy, noise, torch.zeros(LENGTH, B, 1)).feat
 
 
 @pytest.fixture(scope="module")

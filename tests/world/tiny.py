@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dreamer_lpm.types import ActionSpec, Batch
-from dreamer_lpm.world import RSSMConfig, WorldConfig, WorldModel
+from dreamer_lpm.world import Lesson, RSSMConfig, WorldConfig, WorldModel
 
 RSSM_CONFIG = RSSMConfig(deter=16, hidden=16, stoch=4, classes=4)
 WORLD_CONFIG = WorldConfig(rssm=RSSM_CONFIG, depth=2)
@@ -16,6 +16,11 @@ SPEC = ActionSpec("continuous", 2)
 def generator(seed: int = 0) -> torch.Generator:
     """A generator of its own, so that no test depends on another."""
     return torch.Generator().manual_seed(seed)
+
+
+def learned(world: WorldModel, batch: Batch, seed: int = 0) -> Lesson:
+    """What the world makes of the batch, with the noise of that seed."""
+    return world.loss(batch, world.rssm.noise(batch.reward.shape, generator(seed)))
 
 
 def tiny_world(spec: ActionSpec = SPEC, seed: int = 0, cfg: WorldConfig = WORLD_CONFIG) -> WorldModel:

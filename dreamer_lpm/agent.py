@@ -19,7 +19,7 @@ from dreamer_lpm.curiosity import (
     build_curiosity,
     reads_embeddings,
 )
-from dreamer_lpm.nets import masked_mean
+from dreamer_lpm.nets import masked_mean, one_hot
 from dreamer_lpm.types import ActionSpec, Batch
 from dreamer_lpm.world import Latent, Lesson, WorldConfig, WorldModel
 
@@ -69,6 +69,13 @@ class Noise(NamedTuple):
     starts: Tensor  # (S',) which of the B*T replayed states dreams start from, each once
     dream: Tensor  # (H, S', S, C) Gumbel, for the prior's samples
     policy: Tensor  # (H, S', A) for the policy's
+
+
+class Chance(NamedTuple):
+    """Every random number of one act; None where the policy leaves nothing to chance."""
+
+    latent: Tensor | None  # (N, S, C) Gumbel, for the posterior's sample
+    policy: Tensor | None  # (N, A): the policy's, or uniform in [0, 1] for random play
 
 
 class Parts(NamedTuple):
@@ -154,21 +161,35 @@ class Agent(nn.Module):
     def act(self, carry: Carry, row: Mapping[str, np.ndarray], policy: Policy = "sample") -> Carry:
         """See one row (obs (N, 64, 64, 3), action (N, A) that led to it, is_first (N,)) and choose the next action."""
         obs, action, first = (torch.as_tensor(row[k], device=self.device) for k in ("obs", "action", "is_first"))
-        with self.autocast():
-            noise = None if policy == "mode" else self.world.rssm.noise((len(obs),), self.generator)
-            latent = self.world.rssm.observe_step(carry.latent, action, self.world.encoder(obs), first, noise)
-            latent = Latent(latent.deter.float(), latent.stoch.float())
-            return Carry(latent, self._choose(latent.feat, policy))
+        return self.react(carry.latent, obs, action, first, policy, self.chance(len(obs), policy))
 
-    def _choose(self, feat: Tensor, policy: Policy) -> Tensor:
+    def chance(self, num_envs: int, policy: Policy) -> Chance:
+        """The random numbers of one act."""
         if policy == "mode":
+            return Chance(None, None)
+        latent = self.world.rssm.noise((num_envs,), self.generator)
+        if policy == "sample":
+            return Chance(latent, self.behavior.actor.noise((num_envs,), self.generator))
+        return Chance(latent, torch.rand(num_envs, self.spec.size, generator=self.generator, device=self.device))
+
+    @torch.no_grad()
+    def react(
+        self, latent: Latent, obs: Tensor, action: Tensor, is_first: Tensor, policy: Policy, chance: Chance
+    ) -> Carry:
+        """``act``, as a function of tensors that are all on the device."""
+        with self.autocast():
+            seen = self.world.rssm.observe_step(latent, action, self.world.encoder(obs), is_first, chance.latent)
+            latent = Latent(seen.deter.float(), seen.stoch.float())
+            return Carry(latent, self._choose(latent.feat, policy, chance.policy))
+
+    def _choose(self, feat: Tensor, policy: Policy, noise: Tensor | None) -> Tensor:
+        if noise is None:
             return self.behavior.actor.mode(feat)
         if policy == "sample":
-            return self.behavior.actor.sample(feat, self.behavior.actor.noise(feat.shape[:-1], self.generator))[0]
-        uniform = torch.rand(len(feat), self.spec.size, generator=self.generator, device=self.device)
+            return self.behavior.actor.sample(feat, noise)[0]
         if self.spec.is_discrete:
-            return torch.nn.functional.one_hot(uniform.argmax(-1), self.spec.size).float()
-        return uniform * 2 - 1
+            return one_hot(noise.argmax(-1), self.spec.size)
+        return noise * 2 - 1
 
     def autocast(self) -> torch.autocast:
         """bf16 where asked for."""

@@ -165,24 +165,24 @@ class ReturnRange(nn.Module):
     low: Tensor
     high: Tensor
     count: Tensor
-    ends: Tensor
 
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
         for name in ("low", "high", "count"):
             self.register_buffer(name, torch.zeros(()))
-        self.register_buffer("ends", torch.tensor([0.05, 0.95]), persistent=False)
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> None:
         """Take in one batch of returns, any shape."""
-        ends = torch.quantile(returns.float().flatten(), self.ends)
+        ordered = returns.float().flatten().sort().values
         self.count += 1
         # Debiased moving average: the first batch counts fully.
         rate = self.rate / (1 - (1 - self.rate) ** self.count)
-        self.low.lerp_(ends[0], rate)
-        self.high.lerp_(ends[1], rate)
+        for moved, share in ((self.low, 0.05), (self.high, 0.95)):
+            place = share * (len(ordered) - 1)  # torch.quantile would look at its argument, and wait for the device
+            below, above = ordered[math.floor(place)], ordered[math.ceil(place)]
+            moved.lerp_(torch.lerp(below, above, place % 1), rate)
 
     @property
     def scale(self) -> Tensor:

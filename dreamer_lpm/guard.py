@@ -25,7 +25,8 @@ class Guard:
     """Notes the first update with a loss or a gradient norm that is not finite, and what it learned from.
 
     On a CPU it is told at once. Elsewhere looking would make the program wait for the device, so the note stays there
-    until ``ask``: the batch is kept by selection on the device, not by a branch.
+    until ``ask``: the batch is kept by selection on the device, not by a branch, and always in the same place, so that
+    a CUDA graph can do it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -35,22 +36,21 @@ class Guard:
         self._flags: Tensor | None = None
         self._batch: Batch | None = None
 
-    def look(self, update: int, metrics: Mapping[str, Tensor], batch: Batch) -> None:
-        """Look at the metrics of update number ``update``. On a CPU, raises NotFinite."""
+    def look(self, update: Tensor, metrics: Mapping[str, Tensor], batch: Batch) -> None:
+        """Look at the metrics of update number ``update`` (). On a CPU, raises NotFinite."""
         self._names = [key for key in metrics if key.startswith(WATCHED)]
         flags = ~torch.stack([metrics[key].float() for key in self._names]).isfinite()
         bad = flags.any()
         if not self._waits:
             if bad:
-                self._first, self._flags, self._batch = torch.tensor(update), flags, batch
+                self._first, self._flags, self._batch = update, flags, batch
                 self.ask()
             return
         if self._flags is None or self._batch is None:
-            self._flags, self._batch = flags, batch
+            self._flags, self._batch = flags, Batch(*(x.clone() for x in batch))
         new = bad & (self._first < 0)
-        self._first = torch.where(new, update, self._first)
-        self._flags = torch.where(new, flags, self._flags)
-        self._batch = Batch(*(torch.where(new, now, kept) for now, kept in zip(batch, self._batch, strict=True)))
+        for kept, now in zip((self._first, self._flags, *self._batch), (update, flags, *batch), strict=True):
+            kept.copy_(torch.where(new, now, kept))
 
     def ask(self) -> None:
         """Wait for the device. Raises NotFinite if an update since the last start was bad."""

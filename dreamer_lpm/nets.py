@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -51,13 +50,21 @@ class TwoHot(nn.Module):
         above = torch.searchsorted(self.values, x.contiguous()).clamp(1, self.bins - 1)
         low, high = self.values[above - 1], self.values[above]
         weight = ((x - low) / (high - low)).unsqueeze(-1)
-        below = F.one_hot(above - 1, self.bins)
-        return below * (1 - weight) + F.one_hot(above, self.bins) * weight
+        return one_hot(above - 1, self.bins) * (1 - weight) + one_hot(above, self.bins) * weight
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross entropy to the two-hot target. logits (..., bins), target (...) -> (...), >= 0."""
         assert logits.shape[:-1] == target.shape, (logits.shape, target.shape)
         return -(self.encode(target.detach()) * torch.log_softmax(logits.float(), -1)).sum(-1)
+
+
+def one_hot(index: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Indices (...) -> (..., classes).
+
+    Unlike torch's it does not check their range, which would make the program wait for a device.
+    """
+    hot = torch.zeros(*index.shape, classes, dtype=dtype, device=index.device)
+    return hot.scatter_(-1, index.unsqueeze(-1), 1.0)
 
 
 def unimix_log_probs(logits: Tensor, unimix: float) -> Tensor:
@@ -78,7 +85,7 @@ def one_hot_straight_through(log_probs: Tensor, noise: Tensor | None) -> Tensor:
     (..., C) -> (..., C).
     """
     choice = (log_probs if noise is None else log_probs + noise).argmax(-1)
-    hard = F.one_hot(choice, log_probs.shape[-1]).to(log_probs.dtype)
+    hard = one_hot(choice, log_probs.shape[-1], log_probs.dtype)
     if not log_probs.requires_grad:
         return hard
     probs = log_probs.exp()

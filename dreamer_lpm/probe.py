@@ -68,7 +68,11 @@ class TVProbe:
         self.count.mul_(_KEEP).add_(member.sum(1))
         self.total.mul_(_KEEP).addmm_(member, self.replayed)
         self.second.mul_(_KEEP).addmm_(self.replayed.T, self.replayed)
-        self.replayed, self.dreamed, self.tv_on = self._flat(replayed), self._flat(dreamed), tv_on.flatten()
+        for name, value in zip(PER_BATCH, (self._flat(replayed), tv_on.flatten(), self._flat(dreamed)), strict=True):
+            if getattr(self, name).shape == value.shape:
+                getattr(self, name).copy_(value)  # stays where it is, for a CUDA graph
+            else:
+                setattr(self, name, value.clone())
 
     def _flat(self, feat: Tensor) -> Tensor:
         feat = feat.flatten(0, -2)

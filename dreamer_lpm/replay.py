@@ -39,14 +39,25 @@ class Replay:
 
     def add(self, row: Mapping[str, Tensor]) -> None:
         """One row, field -> (N, ...)."""
-        assert row.keys() == self.data.keys(), (sorted(row), sorted(self.data))
-        slot = self.added % self.capacity
-        for key, value in row.items():
-            self.data[key][slot] = value.to(self.device)
+        self.put(self.slot().to(self.device), {key: value.to(self.device) for key, value in row.items()})
         self.added += 1
 
+    def slot(self) -> Tensor:
+        """Where the next row goes, (1,) on the CPU."""
+        return torch.tensor([self.added % self.capacity])
+
+    def put(self, slot: Tensor, row: Mapping[str, Tensor]) -> None:
+        """Write a row, field -> (N, ...), into ``slot`` (1,), all on the replay's device. It counts with ``added``."""
+        assert row.keys() == self.data.keys(), (sorted(row), sorted(self.data))
+        for key, value in row.items():
+            self.data[key].index_copy_(0, slot, value.unsqueeze(0))
+
     def sample(self, rng: np.random.Generator, batch: int, length: int) -> Batch:
-        """``batch`` sequences of ``length`` rows, uniformly over all places where one fits.
+        """``batch`` sequences of ``length`` rows: :meth:`gather` of what :meth:`draw` says."""
+        return self.gather(self.draw(rng, batch, length).to(self.device), length)
+
+    def draw(self, rng: np.random.Generator, batch: int, length: int) -> Tensor:
+        """Places of ``batch`` sequences, uniformly over all where one fits: numbers of first rows, and envs. (2, B).
 
         Each comes with the state before it, so ``length`` + 1 rows must be held; raises UserError where they are not.
         """
@@ -56,10 +67,14 @@ class Replay:
                 f"The replay holds {len(self)} steps, a sequence needs {length + 1}; raise prefill or lower seq_length."
             )
         oldest = self.added - len(self)
-        start = torch.from_numpy(rng.integers(1, places + 1, batch) + oldest)
-        env = torch.from_numpy(rng.integers(0, self.num_envs, batch)).to(self.device)
-        rows = ((start[:, None] + torch.arange(length)) % self.capacity).to(self.device)
-        before = ((start - 1) % self.capacity).to(self.device)
+        start = rng.integers(1, places + 1, batch) + oldest
+        return torch.from_numpy(np.stack([start, rng.integers(0, self.num_envs, batch)]))
+
+    def gather(self, places: Tensor, length: int) -> Batch:
+        """The sequences of ``length`` rows at ``places`` (2, B), on the replay's device as they are."""
+        start, env = places.unbind(0)
+        rows = (start[:, None] + torch.arange(length, device=self.device)) % self.capacity
+        before = (start - 1) % self.capacity
         at = {
             k: self.data[k][rows, env[:, None]] for k in ("obs", "action", "reward", "is_first", "is_terminal", "tv_on")
         }

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,8 @@ import tyro
 from torch import Tensor
 
 from dreamer_lpm import checkpoint
-from dreamer_lpm.agent import Agent, AgentConfig, Carry
+from dreamer_lpm.agent import Agent, AgentConfig, Carry, Chance, Noise, Policy
+from dreamer_lpm.capture import Captured, Download, upload
 from dreamer_lpm.envs import EnvConfig, Envs, make_env, tv_chance
 from dreamer_lpm.evaluate import Scores, evaluate, record, save_agent
 from dreamer_lpm.forecast import Forecast
@@ -214,6 +215,39 @@ class Tally:
     saving_seconds: float = 0.0  # of these, to write checkpoints
 
 
+class Sums:
+    """Sum and count of each training metric, over the updates that gave a number for it; on the device until asked."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._pairs: Tensor | None = None  # (2, M)
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Take in the metrics () of one update, the same ones each time."""
+        values = torch.stack([x.float() for x in metrics.values()])
+        pairs = torch.stack([values.nan_to_num(), (~values.isnan()).float()])
+        if self._pairs is None:
+            self._names, self._pairs = list(metrics), torch.zeros_like(pairs)
+        self._pairs += pairs
+
+    def means(self) -> dict[str, float]:
+        """The mean of each, NaN where no update gave a number; then begins anew."""
+        if self._pairs is None:
+            return {}
+        pairs = self._pairs.T.tolist()
+        self._pairs.zero_()
+        return {k: total / n if n else math.nan for k, (total, n) in zip(self._names, pairs, strict=True)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Name -> (2,)."""
+        return {} if self._pairs is None else {k: self._pairs[:, i].clone() for i, k in enumerate(self._names)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Become what was saved."""
+        self._names = list(state)
+        self._pairs = torch.stack(list(state.values()), 1).to(device) if state else None
+
+
 class State:
     """Everything that survives a restart, generators included."""
 
@@ -242,32 +276,71 @@ class State:
         self.tally = Tally(returns=[0.0] * n, lengths=[0] * n, watched=[0] * n, tv_bins=[], visited=[])
         feat_size = self.agent.world.rssm.feat_size
         self.probe = TVProbe(feat_size, self.device) if cfg.noisy_tv and cfg.tv.control is None else None
-        self.sums: dict[str, Tensor] = {}  # training metrics since the last line
+        self.sums = Sums()
         self.summed = 0
         self.guard = Guard(self.device)
+        self._observe = Captured(self._see, self.device)
+        self._update = Captured(self._learn, self.device)
+        self._chosen = Download(self.device)
         self.saved_rows = 0
         self.pieces: dict[Path, str] = {}  # of the replay on disk, with their SHA-256
         self.wandb_id: str | None = None  # of the W&B run, if there is one
 
-    def remember(self) -> None:
-        """Put the row just seen into the replay, with the latent that the agent made of it."""
+    def observe(self, policy: Policy) -> None:
+        """See the row, choose what to do (``action`` tells), and remember both, with the latent that came of it."""
+        inputs = {
+            "slot": self.replay.slot(),
+            **{name: torch.from_numpy(value) for name, value in self.row.items()},
+        }
+        inputs = {name: upload(value, self.device) for name, value in inputs.items()}
+        latent, chance = self.carry.latent, self.agent.chance(self.cfg.num_envs, policy)
+        inputs |= {"before_deter": latent.deter, "before_stoch": latent.stoch}
+        inputs |= {f"chance_{name}": x for name, x in chance._asdict().items() if x is not None}
+        # Random play is short, and another function: not worth a recording.
+        self.carry = self._observe(**inputs) if policy == "sample" else self._see(policy, **inputs)
+        self.replay.added += 1
+        self._chosen.start(self.carry.action)
+
+    def action(self) -> np.ndarray:
+        """What was chosen, (N, A)."""
+        return self._chosen.numpy()
+
+    def _see(
+        self,
+        policy: Policy = "sample",
+        *,
+        slot: Tensor,
+        before_deter: Tensor,
+        before_stoch: Tensor,
+        chance_latent: Tensor | None = None,
+        chance_policy: Tensor | None = None,
+        **row: Tensor,
+    ) -> Carry:
+        """``observe`` as a function of tensors on the device."""
+        before, chance = Latent(before_deter, before_stoch), Chance(chance_latent, chance_policy)
+        carry = self.agent.react(before, row["obs"], row["action"], row["is_first"], policy, chance)
         rssm = self.cfg.agent.world.rssm
-        classes = self.carry.latent.stoch.reshape(-1, rssm.stoch, rssm.classes).argmax(-1)
-        row = {name: torch.from_numpy(value) for name, value in self.row.items()}
-        self.replay.add({**row, "deter": self.carry.latent.deter, "stoch": classes.to(torch.uint8)})
+        classes = carry.latent.stoch.reshape(-1, rssm.stoch, rssm.classes).argmax(-1)
+        self.replay.put(slot, {**row, "deter": carry.latent.deter, "stoch": classes.to(torch.uint8)})
+        return carry
 
     def learn(self) -> None:
         """One update from one sampled batch."""
-        batch = self.replay.sample(self.rng, self.cfg.batch_size, self.cfg.seq_length)
-        metrics = self.agent.update(batch)
-        self.guard.look(self.tally.updates, metrics, batch)
-        if self.probe:
-            self.probe.take(self.agent.felt.replayed, batch.tv_on, self.agent.felt.dreamed)
-        # (sum, count) of what is a number; on the device until the logger asks.
-        pairs = {k: torch.stack([v.nan_to_num(), (~v.isnan()).float()]) for k, v in metrics.items()}
-        self.sums = {k: v + self.sums[k] if k in self.sums else v for k, v in pairs.items()}
+        b, t = self.cfg.batch_size, self.cfg.seq_length
+        places = upload(self.replay.draw(self.rng, b, t), self.device)
+        update = upload(torch.tensor(self.tally.updates), self.device)
+        self._update(places=places, update=update, **self.agent.noise(b, t)._asdict())
         self.summed += 1
         self.tally.updates += 1
+
+    def _learn(self, *, places: Tensor, update: Tensor, **noise: Tensor) -> None:
+        """``learn`` as a function of tensors on the device; all that it changes stays where it is."""
+        batch = self.replay.gather(places, self.cfg.seq_length)
+        metrics = self.agent.update(batch, Noise(**noise))
+        self.guard.look(update, metrics, batch)
+        if self.probe:
+            self.probe.take(self.agent.felt.replayed, batch.tv_on, self.agent.felt.dreamed)
+        self.sums.add(metrics)
 
     def _fields(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         rssm = self.cfg.agent.world.rssm
@@ -307,7 +380,7 @@ class State:
             "optimizer": self.agent.optimizer.state_dict(),
             "generator": self.agent.generator.get_state(),
             "carry": [self.carry.latent.deter, self.carry.latent.stoch, self.carry.action],
-            "sums": self.sums,
+            "sums": self.sums.state_dict(),
             "probe": self.probe.state_dict() if self.probe else {},
         }
         check_finite({key: tensors[key] for key in ("agent", "optimizer", "carry")})
@@ -366,7 +439,8 @@ class State:
         self.agent.generator.set_state(saved.tensors["generator"])
         deter, stoch, action = (x.to(self.device) for x in saved.tensors["carry"])
         self.carry = Carry(Latent(deter, stoch), action)
-        self.sums, self.summed = {k: v.to(self.device) for k, v in saved.tensors["sums"].items()}, saved.plain["summed"]
+        self.sums.load_state_dict(saved.tensors["sums"], self.device)
+        self.summed = saved.plain["summed"]
         self.row = self.envs.load_state_dict(saved.plain["envs"])
         self.rng.bit_generator.state = saved.plain["rng"]
         # A checkpoint from before coverage and windows were counted has none of them, and its run never will.
@@ -624,12 +698,11 @@ class _Run:
             # First, so that a checkpoint lies before the evaluation due at its step: whoever goes on from it evaluates.
             if self.cfg.eval_every and s.step - tally.evaluated >= self.cfg.eval_every:
                 self._keep_best(float(np.mean(self._evaluate(self.cfg.eval_episodes)[0].returns)))
-            s.carry = s.agent.act(s.carry, s.row, "random" if s.step < self.cfg.prefill else "sample")
-            s.remember()
-            s.row = s.envs.step(s.carry.action.cpu().numpy())
-            self._count(s.row)
-            while self._update_is_due():
+            s.observe("random" if s.step < self.cfg.prefill else "sample")
+            while self._update_is_due():  # before the envs move, so that a device learns while they do
                 s.learn()
+            s.row = s.envs.step(s.action())
+            self._count(s.row)
             self._log()
             if s.step - tally.saved >= self.cfg.checkpoint_every:
                 self._save()
@@ -695,8 +768,7 @@ class _Run:
         tally.logged = s.step
         if s.summed == 0:
             return
-        totals = {k: v.tolist() for k, v in s.sums.items() if self._says_something(k)}
-        values = {k: total / count if count else math.nan for k, (total, count) in totals.items()}
+        values = {k: v for k, v in s.sums.means().items() if self._says_something(k)}
         now = time.monotonic()
         tally.seconds += now - self.clock
         values["wall_steps_per_s"] = passed / (now - self.clock)
@@ -705,7 +777,7 @@ class _Run:
         self._alarm(values)
         self.clock = now
         self.log.write(s.step, "train", {"updates": tally.updates, **values})
-        s.sums, s.summed = {}, 0
+        s.summed = 0
 
     def _alarm(self, values: dict[str, float]) -> None:
         if self.state.tally.updates >= FIRST_ALARM:

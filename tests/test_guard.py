@@ -36,24 +36,24 @@ def waiting_guard(monkeypatch: pytest.MonkeyPatch) -> Guard:
 @pytest.mark.parametrize("key", ["loss/kl", "grad/world"])
 def test_a_bad_number_is_told_at_once(bad: float, key: str) -> None:
     guard = Guard(CPU)
-    guard.look(0, metrics(), batch(0))
+    guard.look(torch.tensor(0), metrics(), batch(0))
     guard.ask()
     with pytest.raises(NotFinite, match=f"update 2: {key} not finite") as found:
-        guard.look(1, metrics(**{key: bad}), batch(1))
+        guard.look(torch.tensor(1), metrics(**{key: bad}), batch(1))
     assert found.value.batch is not None
     assert set(found.value.batch) == set(Batch._fields)
     assert all((field == 1).all() for field in found.value.batch.values())
 
 
 def test_what_says_nothing_may_be_nan() -> None:
-    Guard(CPU).look(0, metrics(), batch(0))
+    Guard(CPU).look(torch.tensor(0), metrics(), batch(0))
 
 
 def test_asked_later_the_first_bad_update_and_its_batch_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     guard = waiting_guard(monkeypatch)
     for update in range(9):
         bad = {4: {"grad/world": math.inf}, 5: {"loss/kl": math.nan}}.get(update, {})
-        guard.look(update, metrics(**bad), batch(update))
+        guard.look(torch.tensor(update), metrics(**bad), batch(update))
     with pytest.raises(NotFinite, match="update 5: grad/world not finite") as found:
         guard.ask()
     assert found.value.batch is not None
@@ -64,7 +64,7 @@ def test_asked_later_and_all_was_well(monkeypatch: pytest.MonkeyPatch) -> None:
     guard = waiting_guard(monkeypatch)
     guard.ask()
     for update in range(3):
-        guard.look(update, metrics(), batch(update))
+        guard.look(torch.tensor(update), metrics(), batch(update))
         guard.ask()
 
 

@@ -58,9 +58,8 @@ def timed(cfg: RunConfig) -> Cost:
     state.row = state.envs.reset_row()
     started = time.perf_counter()
     while len(state.replay) <= cfg.seq_length:
-        state.carry = state.agent.act(state.carry, state.row, "random")
-        state.remember()
-        state.row = state.envs.step(state.carry.action.cpu().numpy())
+        state.observe("random")
+        state.row = state.envs.step(state.action())
     per_step = (time.perf_counter() - started) / max(1, state.step)
     state.learn()  # the first one pays for what later ones find ready
     started = time.perf_counter()

@@ -82,4 +82,6 @@ def two_groups(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     spread_low = (second[:-1] / count - low.square()).clamp(min=0).sqrt()
     spread_high = ((second[-1] - second[:-1]) / (n - count) - high.square()).clamp(min=0).sqrt()
     best = (count * (n - count) * (high - low).square()).argmax()
-    return low[best], high[best], spread_low[best] + spread_high[best]
+    # Not low[best], which would look at the number, and wait for the device.
+    low, high, spread = torch.stack([low, high, spread_low + spread_high]).index_select(1, best.unsqueeze(0)).unbind()
+    return low.squeeze(0), high.squeeze(0), spread.squeeze(0)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dreamer_lpm.nets import categorical_kl
+from dreamer_lpm.nets import categorical_kl, one_hot
 from dreamer_lpm.types import ActionSpec, Batch
 from dreamer_lpm.world.codec import Decoder, Encoder
 from dreamer_lpm.world.heads import ContinueModel, RewardModel
@@ -78,7 +78,7 @@ class WorldModel(nn.Module):
     def start(self, batch: Batch) -> Latent:
         """The stored state before the first step: deter (B, D), stoch (B, S) classes -> Latent."""
         classes = self.cfg.rssm.classes
-        stoch = torch.nn.functional.one_hot(batch.stoch.long(), classes).flatten(-2).to(batch.deter.dtype)
+        stoch = one_hot(batch.stoch.long(), classes, batch.deter.dtype).flatten(-2)
         return Latent(batch.deter, stoch)
 
     def loss(self, batch: Batch, noise: Tensor) -> Lesson:

@@ -51,8 +51,8 @@ def in_reward(patch: pytest.MonkeyPatch, bad: float, times: int) -> None:
 def in_loss(patch: pytest.MonkeyPatch, bad: float, times: int) -> None:
     loss, called = WorldModel.loss, []
 
-    def poisoned(self: WorldModel, batch: Any, generator: Any) -> Any:
-        lesson = loss(self, batch, generator)
+    def poisoned(self: WorldModel, batch: Any, noise: Any) -> Any:
+        lesson = loss(self, batch, noise)
         called.append(1)
         if UPDATE <= len(called) < UPDATE + times:
             lesson.losses["reward"] = lesson.losses["reward"] * bad
@@ -64,14 +64,14 @@ def in_loss(patch: pytest.MonkeyPatch, bad: float, times: int) -> None:
 def in_gradient(patch: pytest.MonkeyPatch, bad: float, times: int) -> None:
     update, called = Agent.update, []
 
-    def poisoned(self: Agent, batch: Any) -> Any:
+    def poisoned(self: Agent, batch: Any, noise: Any) -> Any:
         called.append(1)
         if not UPDATE <= len(called) < UPDATE + times:
-            return update(self, batch)
+            return update(self, batch, noise)
         weight = next(self.behavior.actor.parameters())
         hook = weight.register_hook(lambda grad: grad * bad)
         try:
-            return update(self, batch)
+            return update(self, batch, noise)
         finally:
             hook.remove()
 
@@ -189,7 +189,7 @@ def moments(state: State) -> torch.Tensor:
 
 
 def memory(state: State) -> torch.Tensor:
-    state.remember()
+    state.observe("random")
     return state.replay.data["deter"]
 
 

@@ -53,6 +53,11 @@ class Captured(Generic[R]):
             self._result = self.function(**self._inputs)
 
 
+def new_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """For ``with torch.cuda.stream(...)``: a queue of its own on a CUDA device; None, which changes nothing, elsewhere."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+
 def upload(x: Tensor, device: torch.device) -> Tensor:
     """``x`` on the device, without waiting for it: a copy from pinned memory, if it is another device than the CPU."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)

@@ -19,11 +19,23 @@ from rich.table import Table
 
 from dreamer_lpm.envs import make_env
 from dreamer_lpm.evaluate import evaluate, export_agent, load, record
+from dreamer_lpm.machine import let_streams_run_side_by_side
 from dreamer_lpm.noisy_tv import load_images
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
+from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import from_plain, read_file, to_plain
-from dreamer_lpm.train import CONFIG_FILE, EVAL_SEED, Report, RunConfig, Stopped, read_config, train
+from dreamer_lpm.train import (
+    CONFIG_FILE,
+    EVAL_SEED,
+    Job,
+    Report,
+    RunConfig,
+    Stopped,
+    read_config,
+    train,
+    train_together,
+)
 from dreamer_lpm.types import UserError
 
 # What may differ between a run and its continuation; anything else would make it another run.
@@ -53,16 +65,14 @@ def train_command(args: list[str], guide: bool = False) -> int:
     if {"-h", "--help"} & set(rest):
         print(first.format_help())
         known.resume = False
+    if known.cells:
+        return _train_many([_cell(known.runs, path) for path in known.cells])
     run_dir = _run_dir(known)
-    base = _base(known, run_dir)
-    cfg = tyro.cli(
-        RunConfig, args=rest, default=base, prog=program, description="", config=(tyro.conf.HelptextFromCommentsOff,)
-    )
-    cfg = from_plain(RunConfig, to_plain(cfg))  # flags as strict as files: no NaN
-    if known.resume:
-        _check_resumed(base, cfg)
+    if known.seeds is not None:
+        return _train_many([_job(known, rest, program, run_dir, seed) for seed in _seeds(known.seeds)])
+    job = _job(known, rest, program, run_dir)
     try:
-        report = train(cfg, run_dir, resume=known.resume)
+        report = train(job.cfg, job.run_dir, resume=job.resume)
     except Stopped as stop:
         again = [*(("python3",) if guide else ()), *program.split(), "--resume", "--run-name", run_dir.name]
         elsewhere = [] if known.runs == RUNS else ["--runs", str(known.runs)]
@@ -73,6 +83,56 @@ def train_command(args: list[str], guide: bool = False) -> int:
     return 0
 
 
+def _job(known: argparse.Namespace, rest: list[str], program: str, run_dir: Path, seed: int | None = None) -> Job:
+    """The run that the options ask for; with ``seed``, that one among several."""
+    run_dir = run_dir if seed is None else run_dir.with_name(f"{run_dir.name}-{seed}")
+    base = _base(known, run_dir)
+    cfg = tyro.cli(
+        RunConfig, args=rest, default=base, prog=program, description="", config=(tyro.conf.HelptextFromCommentsOff,)
+    )
+    cfg = from_plain(RunConfig, to_plain(cfg))  # flags as strict as files: no NaN
+    if known.resume:
+        _check_resumed(base, cfg)
+    elif seed is not None:
+        cfg = dataclasses.replace(cfg, seed=seed)
+    return Job(cfg, run_dir, known.resume)
+
+
+def _cell(runs: Path, settings: Path) -> Job:
+    """The run of that name with those settings; one that was begun goes on."""
+    run_dir = runs / settings.stem
+    if (run_dir / CONFIG_FILE).is_file():
+        return Job(from_plain(RunConfig, read_config(run_dir)["config"]), run_dir, resume=True)
+    return Job(from_plain(RunConfig, read_file(settings)), run_dir)
+
+
+def _seeds(text: str) -> list[int]:
+    """``0..15``, or ``0,3,7``. Raises UserError."""
+    first, dots, last = text.partition("..")
+    try:
+        found = list(range(int(first), int(last) + 1)) if dots else [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 0 or len(set(found)) < len(found):
+        raise UserError(f"--seeds takes a range such as 0..15 or a list such as 0,3,7, not '{text}'.")
+    return found
+
+
+def _train_many(jobs: list[Job]) -> int:
+    """Train them side by side. Returns 0, 1 if a run failed, or 128 + the signal that stopped them."""
+    let_streams_run_side_by_side()
+    with Screen(cells=len(jobs), finished=0, steps=sum(job.cfg.steps for job in jobs), done=0) as screen:
+        results = train_together(jobs, screen)
+    stops = [result.signum for result in results if isinstance(result, Stopped)]
+    for job, result in zip(jobs, results, strict=True):
+        if isinstance(result, Report):
+            line = f"return {result.summary['eval_return_mean']:.1f}"
+        else:
+            line = "stopped and saved; the same command with --resume goes on" if stops else f"error: {result}"
+        print(f"{job.run_dir}: {line}")
+    return 128 + stops[0] if stops else int(any(isinstance(result, Exception) for result in results))
+
+
 def _first_options(program: str) -> argparse.ArgumentParser:
     """The options that decide what the others' defaults are, so they are read first."""
     parser = argparse.ArgumentParser(program, f"{program} [OPTIONS]", add_help=False, allow_abbrev=False)
@@ -81,6 +141,8 @@ def _first_options(program: str) -> argparse.ArgumentParser:
     group.add_argument("--config", type=Path, help="settings in a TOML or YAML file; its keys are the flags' names")
     group.add_argument("--run-name", help="folder of the run under --runs (default: the time)")
     group.add_argument("--runs", type=Path, default=RUNS, help="folder of all runs (default: runs)")
+    group.add_argument("--seeds", help="several runs at once, NAME-SEED each: 0..15 or 0,3,7; on a GPU side by side")
+    group.add_argument("--cells", type=Path, nargs="+", help=argparse.SUPPRESS)  # of compare: a file of settings each
     group.add_argument("--resume", action="store_true", help="go on with --run-name, or with the newest run")
     return parser
 

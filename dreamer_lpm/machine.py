@@ -73,3 +73,11 @@ def keep_freed_memory() -> bool:
         return False
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1) and mallopt(top_pad, 2**28))
+
+
+def let_streams_run_side_by_side() -> None:
+    """Give CUDA as many queues to the device as it can have; more than 8 streams would else wait for each other.
+
+    Only before the first use of CUDA.
+    """
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")

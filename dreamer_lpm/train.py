@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,24 +28,26 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from rich.console import Console
 from torch import Tensor
 
 from dreamer_lpm import checkpoint
 from dreamer_lpm.agent import Agent, AgentConfig, Carry, Chance, Noise, Policy
-from dreamer_lpm.capture import Captured, Download, upload
+from dreamer_lpm.capture import Captured, Download, new_stream, upload
 from dreamer_lpm.envs import EnvConfig, Envs, make_env, tv_chance
 from dreamer_lpm.evaluate import Scores, evaluate, record, save_agent
 from dreamer_lpm.forecast import Forecast
 from dreamer_lpm.guard import FIRST_ALARM, Guard, alarms, check_finite, save_batch
 from dreamer_lpm.lock import RunLock
 from dreamer_lpm.machine import keep_freed_memory, pick_device, pick_precision, pick_threads
-from dreamer_lpm.noisy_tv import ImageSource, TVImages, TVSpec, load_images
+from dreamer_lpm.noisy_tv import ImageSource, NoisyTVError, TVImages, TVSpec, load_images
 from dreamer_lpm.probe import PER_BATCH, TVProbe
 from dreamer_lpm.replay import Replay
 from dreamer_lpm.report.measures import BIN, escape_step, late_mean, late_tv_share
 from dreamer_lpm.report.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoardSink, WandbSink, read_metrics
 from dreamer_lpm.report.plots import plot_run
 from dreamer_lpm.report.progress import Progress
+from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.report.strict_json import dumps, is_sealed, sealed, write_atomically
 from dreamer_lpm.report.summary import git_revision, versions, write_summary
 from dreamer_lpm.report.video import episode_video
@@ -56,7 +58,9 @@ from dreamer_lpm.world import Latent
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 CONFIG_FILE = "config.json"
+LOG_FILE = "log.txt"  # of a run among several: what a run alone says on the screen
 BEST_AGENT = "agent_best.pth"
+LOOK_EVERY = 0.2  # seconds between two looks at all runs, for the screen
 EVAL_SEED = 1_000_003  # evaluation episodes are none of the training's
 
 
@@ -265,7 +269,9 @@ class State:
         self.forecast = self._forecast()
         self.forecast.check_memory(self.device)
         try:
-            self.replay = Replay(cfg.replay_capacity // cfg.num_envs, self.fields, cfg.num_envs, self.device)
+            # No more than the run can fill: a step has at most one reset beside it. A device would commit all of it.
+            held = min(cfg.replay_capacity // cfg.num_envs, 2 * cfg.steps // cfg.num_envs + 2)
+            self.replay = Replay(held, self.fields, cfg.num_envs, self.device)
         except RuntimeError as error:  # torch's word for memory that cannot be had
             raise UserError(
                 f"A replay of {cfg.replay_capacity:,} steps does not fit into memory; lower replay_capacity."
@@ -460,11 +466,78 @@ class State:
         self.tally.rollbacks = rollbacks
 
 
+@dataclass(frozen=True)
+class Job:
+    """A run to start in ``run_dir``, or to go on with."""
+
+    cfg: RunConfig
+    run_dir: Path
+    resume: bool = False
+
+
 def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False) -> Report:
     """Start a run in ``run_dir``, or go on with the one there. Returns what it left behind.
 
     Raises UserError before any work is lost, and Stopped, once all is saved, on SIGINT and SIGTERM.
     """
+    (result,) = train_together([Job(cfg, run_dir, resume)])
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def train_together(jobs: Sequence[Job], screen: Screen | None = None) -> list[Report | Exception]:
+    """Several runs in turns in this process, each as it would be alone. What each left behind, or why it ended.
+
+    On a GPU each has a stream of its own, so that their updates run side by side. A run that cannot go on (UserError,
+    NoisyTVError, OSError) leaves the others; SIGINT and SIGTERM stop them all, saved (Stopped). With ``screen``, which
+    shows them all, each says what it has to say in its folder, in log.txt.
+    """
+    with _Signals() as signals:
+        runs = [_Turns(job, signals, in_file=screen is not None) for job in jobs]
+        looked = 0.0
+        while active := [run for run in runs if run.result is None]:
+            for run in active:
+                run.go_on()
+                if screen:
+                    run.tell(screen)
+            if screen and time.monotonic() - looked > LOOK_EVERY:
+                screen.update({run.name: (run.step, run.job.cfg.steps) for run in runs if run.result is None})
+                looked = time.monotonic()
+    return [run.result for run in runs if run.result is not None]
+
+
+class _Turns:
+    """A run that goes on when it is asked to, up to where it has given its device something to do."""
+
+    def __init__(self, job: Job, signals: _Signals, *, in_file: bool) -> None:
+        self.job, self.name = job, job.run_dir.name
+        self.step = 0
+        self.result: Report | Exception | None = None
+        self._stream = new_stream(pick_device(job.cfg.device))
+        self._work = _work(job, signals, in_file)
+
+    def go_on(self) -> None:
+        with torch.cuda.stream(self._stream):
+            try:
+                self.step = next(self._work)
+            except StopIteration as end:
+                self.result = end.value
+            except (UserError, NoisyTVError, OSError, Stopped) as error:
+                self.result = error
+
+    def tell(self, screen: Screen) -> None:
+        """Say so if the run has ended."""
+        if isinstance(self.result, Report):
+            screen.done(self.name, self.job.cfg.steps)
+        elif self.result is not None:
+            screen.gone(self.name)
+            screen.say(f"{self.name} {'is stopped.' if isinstance(self.result, Stopped) else f'failed: {self.result}'}")
+
+
+def _work(job: Job, signals: _Signals, in_file: bool) -> Generator[int, None, Report]:
+    """The whole of a run; gives its env step whenever another run may go on meanwhile."""
+    cfg, run_dir, resume = job.cfg, job.run_dir, job.resume
     with RunLock(run_dir) as lock:
         before = read_config(run_dir) if resume else {}
         log_file = run_dir / METRICS_FILE
@@ -487,7 +560,8 @@ def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False) -> Report:
         rollbacks = 0
         while True:
             try:
-                return _Session(cfg, run_dir, run, images, shown).go(resume, rollbacks, say)
+                session = _Session(cfg, run_dir, run, images, shown)
+                return (yield from session.go(signals, in_file, resume, rollbacks, say))
             except _FellIll as ill:
                 rollbacks, say, resume = ill.rollbacks, [str(ill)], True
             gc.collect()  # the replay of the session that ended, before there is another
@@ -511,7 +585,9 @@ class _Session:
     images: ImageSource | None
     shown: TVImages | None
 
-    def go(self, resume: bool, rollbacks: int, say: list[str]) -> Report:
+    def go(
+        self, signals: _Signals, in_file: bool, resume: bool, rollbacks: int, say: list[str]
+    ) -> Generator[int, None, Report]:
         """Prepare everything, then loop and finish."""
         cfg, run_dir = self.cfg, self.run_dir
         state = State(cfg, self.images)
@@ -521,17 +597,18 @@ class _Session:
         self._write_config()
         with ExitStack() as stack:
             stack.callback(state.envs.close)
-            signals = stack.enter_context(_Signals())
+            signals.note()
+            console = Console(file=stack.enter_context((run_dir / LOG_FILE).open("a"))) if in_file else None
             log = stack.enter_context(MetricsLog(run_dir, _sinks(cfg, run_dir, state), resume_at=metrics_at))
             title = f"{run_dir.name} ({state.device}, {cfg.precision}, {cfg.threads} threads)"
-            bar = stack.enter_context(Progress(cfg.steps, state.step, title=title))
+            bar = stack.enter_context(Progress(cfg.steps, state.step, title=title, console=console))
             if self.shown and (tv := cfg.env().tv):
                 bar.say(f"{tv.describe()} {self.shown.reason}")
             for line in say:
                 bar.say(line)
             run = _Run(cfg, run_dir, self.run, state, self.images, log, bar, signals)
             try:
-                run.loop()
+                yield from run.loop()
                 return run.finish(self.shown)
             except NotFinite as found:
                 raise self._ill(state, found) from None
@@ -630,17 +707,20 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
 
 class _Signals:
-    """Notes SIGINT and SIGTERM while active, instead of dying; the loop looks at ``caught`` between steps."""
+    """Notes SIGINT and SIGTERM instead of dying, from ``note`` on; the loop looks at ``caught`` between steps."""
 
     def __init__(self) -> None:
         self.caught: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        return self
+
+    def note(self) -> None:
+        """Begin; before there is anything to save, a signal may as well end the program."""
+        if not self._before and threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._before[signum] = signal.signal(signum, self._note)
-        return self
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.caught = signum
@@ -689,8 +769,11 @@ class _Run:
         self.recent = deque[bool](maxlen=500)  # of TV on/off, for the screen alone
         self.tv_chance = tv_chance(cfg.env())
 
-    def loop(self) -> None:
-        """Act, remember, learn, report; until the steps are done or somebody asks to stop."""
+    def loop(self) -> Iterator[int]:
+        """Act, remember, learn, report; until the steps are done or somebody asks to stop.
+
+        Gives the env step whenever the device is at work, and another run may go on meanwhile.
+        """
         s, tally = self.state, self.state.tally
         if not s.row:
             s.row = s.envs.reset_row()
@@ -701,6 +784,7 @@ class _Run:
             s.observe("random" if s.step < self.cfg.prefill else "sample")
             while self._update_is_due():  # before the envs move, so that a device learns while they do
                 s.learn()
+            yield s.step
             s.row = s.envs.step(s.action())
             self._count(s.row)
             self._log()

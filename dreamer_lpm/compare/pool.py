@@ -15,8 +15,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from dreamer_lpm.compare.screen import Screen
 from dreamer_lpm.report.metrics import METRICS_FILE
+from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.types import UserError
 
 LOCK_FILE = ".lock"

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from dreamer_lpm.compare.pool import Job, Locked, Pool, last_words, steps_done
-from dreamer_lpm.compare.screen import Screen
+from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.types import UserError
 
 # Each start of a cell adds a line to "starts".

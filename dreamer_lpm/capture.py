@@ -54,7 +54,7 @@ class Captured(Generic[R]):
 
 
 def new_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """For ``with torch.cuda.stream(...)``: a queue of its own on a CUDA device; None, which changes nothing, elsewhere."""
+    """A queue of its own on a CUDA device, for ``torch.cuda.stream``; None, which changes nothing there, elsewhere."""
     return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
 

@@ -1,0 +1,1 @@
+"""Only where there is a GPU."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -19,7 +20,7 @@ from dreamer_lpm.curiosity import (
     build_curiosity,
     reads_embeddings,
 )
-from dreamer_lpm.nets import masked_mean, one_hot
+from dreamer_lpm.nets import gumbel, masked_mean, one_hot
 from dreamer_lpm.types import ActionSpec, Batch
 from dreamer_lpm.world import Latent, Lesson, WorldConfig, WorldModel
 
@@ -63,7 +64,7 @@ class Felt(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """Every random number of one update, drawn beforehand, so that the update itself is a function of tensors."""
+    """What chance decides in one update."""
 
     world: Tensor  # (B, T, S, C) Gumbel, for the posterior's samples
     starts: Tensor  # (S',) which of the B*T replayed states dreams start from, each once
@@ -71,11 +72,12 @@ class Noise(NamedTuple):
     policy: Tensor  # (H, S', A) for the policy's
 
 
-class Chance(NamedTuple):
-    """Every random number of one act; None where the policy leaves nothing to chance."""
+class Thought(NamedTuple):
+    """What an agent makes of a batch, before it learns from it."""
 
-    latent: Tensor | None  # (N, S, C) Gumbel, for the posterior's sample
-    policy: Tensor | None  # (N, A): the policy's, or uniform in [0, 1] for random play
+    losses: dict[str, Tensor]  # each (), with its gradient
+    metrics: dict[str, Tensor]  # each ()
+    felt: Felt
 
 
 class Parts(NamedTuple):
@@ -141,7 +143,7 @@ class Agent(nn.Module):
         ]
         # Only parts with something to learn: the bonus "none" has no parameters.
         groups = [(name, p, lr) for name, part, lr in parts if (p := [x for x in part.parameters() if x.requires_grad])]
-        self._learned = {name: p for name, p, _ in groups}
+        self.learned = {name: p for name, p, _ in groups}
         # The first frames' huge errors must not set the step size for the next thousand updates, as Adam's usual 0.999
         # lets them: with it the encoder took off after 400 updates, with 0.95 after 200.
         betas = {"world": (0.9, 0.95)}
@@ -161,83 +163,93 @@ class Agent(nn.Module):
     def act(self, carry: Carry, row: Mapping[str, np.ndarray], policy: Policy = "sample") -> Carry:
         """See one row (obs (N, 64, 64, 3), action (N, A) that led to it, is_first (N,)) and choose the next action."""
         obs, action, first = (torch.as_tensor(row[k], device=self.device) for k in ("obs", "action", "is_first"))
-        return self.react(carry.latent, obs, action, first, policy, self.chance(len(obs), policy))
+        count = self.chances(len(obs))
+        uniform = torch.zeros(count, device=self.device) if policy == "mode" else self.uniform(count)
+        return self.react(carry.latent, obs, action, first, policy, uniform)
 
-    def chance(self, num_envs: int, policy: Policy) -> Chance:
-        """The random numbers of one act."""
-        if policy == "mode":
-            return Chance(None, None)
-        latent = self.world.rssm.noise((num_envs,), self.generator)
-        if policy == "sample":
-            return Chance(latent, self.behavior.actor.noise((num_envs,), self.generator))
-        return Chance(latent, torch.rand(num_envs, self.spec.size, generator=self.generator, device=self.device))
+    def chances(self, num_envs: int) -> int:
+        """How many random numbers an act takes."""
+        rssm = self.cfg.world.rssm
+        return num_envs * (rssm.stoch * rssm.classes + self.spec.size)
+
+    def uniform(self, count: int) -> Tensor:
+        """The next ``count`` random numbers of this agent, in [0, 1). All chance is a function of them."""
+        return torch.rand(count, generator=self.generator, device=self.device)
 
     @torch.no_grad()
     def react(
-        self, latent: Latent, obs: Tensor, action: Tensor, is_first: Tensor, policy: Policy, chance: Chance
+        self, latent: Latent, obs: Tensor, action: Tensor, is_first: Tensor, policy: Policy, uniform: Tensor
     ) -> Carry:
-        """``act``, as a function of tensors that are all on the device."""
+        """``act`` as a function of tensors on the device. ``uniform``: as many random numbers as ``chances`` says."""
+        n, rssm = len(obs), self.cfg.world.rssm
+        for_latent, for_policy = torch.split(uniform, [n * rssm.stoch * rssm.classes, n * self.spec.size])
+        noise = None if policy == "mode" else gumbel(for_latent.reshape(n, rssm.stoch, rssm.classes))
         with self.autocast():
-            seen = self.world.rssm.observe_step(latent, action, self.world.encoder(obs), is_first, chance.latent)
+            seen = self.world.rssm.observe_step(latent, action, self.world.encoder(obs), is_first, noise)
             latent = Latent(seen.deter.float(), seen.stoch.float())
-            return Carry(latent, self._choose(latent.feat, policy, chance.policy))
+            return Carry(latent, self._choose(latent.feat, policy, for_policy.reshape(n, self.spec.size)))
 
-    def _choose(self, feat: Tensor, policy: Policy, noise: Tensor | None) -> Tensor:
-        if noise is None:
-            return self.behavior.actor.mode(feat)
+    def _choose(self, feat: Tensor, policy: Policy, uniform: Tensor) -> Tensor:
+        actor = self.behavior.actor
+        if policy == "mode":
+            return actor.mode(feat)
         if policy == "sample":
-            return self.behavior.actor.sample(feat, noise)[0]
-        if self.spec.is_discrete:
-            return one_hot(noise.argmax(-1), self.spec.size)
-        return noise * 2 - 1
+            return actor.sample(feat, actor.noise(uniform))[0]
+        return one_hot(uniform.argmax(-1), self.spec.size) if self.spec.is_discrete else uniform * 2 - 1
 
     def autocast(self) -> torch.autocast:
         """bf16 where asked for."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def noise(self, batch: int, length: int) -> Noise:
-        """The random numbers of one update from ``batch`` sequences of ``length`` steps."""
-        rssm, cfg = self.world.rssm, self.cfg.behavior
-        count = batch * length
-        world = rssm.noise((batch, length), self.generator)
-        starts = torch.randperm(count, generator=self.generator, device=self.device)[: cfg.starts]
-        dreams = (cfg.horizon, len(starts))
-        return Noise(
-            world, starts, rssm.noise(dreams, self.generator), self.behavior.actor.noise(dreams, self.generator)
-        )
+    def update_chances(self, batch: int, length: int) -> int:
+        """How many random numbers an update from ``batch`` sequences of ``length`` steps takes."""
+        return sum(math.prod(shape) for shape in self._noise_shapes(batch, length))
 
-    def update(self, batch: Batch, noise: Noise | None = None) -> dict[str, Tensor]:
+    def _noise_shapes(self, batch: int, length: int) -> Noise:
+        rssm, cfg = self.cfg.world.rssm, self.cfg.behavior
+        code, dreams = (rssm.stoch, rssm.classes), (cfg.horizon, min(cfg.starts, batch * length))
+        shapes = ((batch, length, *code), (batch * length,), (*dreams, *code), (*dreams, self.spec.size))
+        return Noise(*(torch.Size(shape) for shape in shapes))  # type: ignore[arg-type]
+
+    def _noise(self, uniform: Tensor, batch: int, length: int) -> Noise:
+        shapes = self._noise_shapes(batch, length)
+        pieces = torch.split(uniform, [math.prod(shape) for shape in shapes])
+        world, order, dream, policy = (x.reshape(tuple(shape)) for x, shape in zip(pieces, shapes, strict=True))
+        starts = order.argsort()[: self.cfg.behavior.starts]
+        return Noise(gumbel(world), starts, gumbel(dream), self.behavior.actor.noise(policy))
+
+    def update(self, batch: Batch, uniform: Tensor | None = None) -> dict[str, Tensor]:
         """One step of learning everything from one batch. Returns metrics as tensors () that stay on the device.
 
-        It is a function of ``batch`` and ``noise`` (drawn here if it is not given) with static shapes and without a
-        look at any value, so that it can be recorded once and replayed.
+        It is a function of ``batch`` and ``uniform``, as many random numbers as ``update_chances`` says (drawn here if
+        they are not given), with static shapes and without a look at any value: it can be recorded once and replayed.
         """
-        noise = self.noise(*batch.reward.shape) if noise is None else noise
+        uniform = self.uniform(self.update_chances(*batch.reward.shape)) if uniform is None else uniform
+        thought = self(batch, uniform)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(total(thought.losses))
+        norms = {
+            f"grad/{name}": nn.utils.clip_grad_norm_(params, self.cfg.clip) for name, params in self.learned.items()
+        }
+        self.optimizer.step()
+        self.behavior.critic.follow()
+        self.felt = thought.felt
+        return {**{f"loss/{k}": v.detach() for k, v in thought.losses.items()}, **norms, **thought.metrics}
+
+    def forward(self, batch: Batch, uniform: Tensor) -> Thought:
+        """Everything of an update before its gradients. Buffers move (running means, queues), weights do not."""
+        noise = self._noise(uniform, *batch.reward.shape)
         with self.autocast():
             lesson = self.world.loss(batch, noise.world)
             world = {k: v.mean() for k, v in lesson.losses.items()}
             seen = self._transitions(batch, lesson)
             curiosity = self.curiosity.loss(seen)
             behavior, dream_metrics, dreamed = self._dream(batch, lesson.latents.detach(), noise)
-        scalars = {**world, **curiosity, **behavior}
-        total = torch.stack([x.float() for x in scalars.values()]).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(total)
-        norms = {
-            f"grad/{name}": nn.utils.clip_grad_norm_(params, self.cfg.clip) for name, params in self._learned.items()
-        }
-        self.optimizer.step()
-        self.behavior.critic.follow()
-        self.felt = Felt(lesson.latents.feat.detach().float(), dreamed.detach().float())
         with torch.no_grad():
             bonus = self.curiosity.reward(seen.unseen())
-        return {
-            **{f"loss/{k}": v.detach() for k, v in scalars.items()},
-            **norms,
-            **dream_metrics,
-            **_tv_metrics(batch, lesson, bonus, seen.mask),
-            **self._health(lesson),
-        }
+        metrics = {**dream_metrics, **_tv_metrics(batch, lesson, bonus, seen.mask), **self._health(lesson)}
+        felt = Felt(lesson.latents.feat.detach().float(), dreamed.detach().float())
+        return Thought({**world, **curiosity, **behavior}, metrics, felt)
 
     @torch.no_grad()
     def _health(self, lesson: Lesson) -> dict[str, Tensor]:
@@ -290,6 +302,11 @@ class Agent(nn.Module):
             "dream/return_range": self.behavior.range.scale,
         }
         return {k: v.mean() for k, v in losses.items()}, metrics, dream.feat[1:]
+
+
+def total(losses: Mapping[str, Tensor]) -> Tensor:
+    """Their sum, (), in fp32."""
+    return torch.stack([x.float() for x in losses.values()]).sum()
 
 
 @torch.no_grad()

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from dreamer_lpm.nets import TwoHot, gumbel, mlp, one_hot_straight_through, unimix_log_probs
+from dreamer_lpm.nets import TwoHot, approach, gumbel, mlp, normal, one_hot_straight_through, unimix_log_probs
 from dreamer_lpm.types import ActionSpec
 
 
@@ -68,12 +68,9 @@ class Actor(nn.Module):
     def _categorical(self, feat: Tensor) -> Tensor:
         return unimix_log_probs(self.net(feat), self.cfg.unimix)
 
-    def noise(self, lead: Sequence[int], generator: torch.Generator) -> Tensor:
-        """What ``sample`` needs for ``lead`` states: normal, or Gumbel for discrete choices. (*lead, A)."""
-        shape = (*lead, self.spec.size)
-        if self.spec.is_discrete:
-            return gumbel(shape, generator)
-        return torch.randn(shape, generator=generator, device=generator.device)
+    def noise(self, uniform: Tensor) -> Tensor:
+        """What ``sample`` needs, from numbers in [0, 1): normal, Gumbel for discrete choices. (..., A) -> (..., A)."""
+        return gumbel(uniform) if self.spec.is_discrete else normal(uniform)
 
     def sample(self, feat: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """feat (..., F), noise (..., A) -> (executed, sampled), both (..., A).
@@ -182,7 +179,7 @@ class ReturnRange(nn.Module):
         for moved, share in ((self.low, 0.05), (self.high, 0.95)):
             place = share * (len(ordered) - 1)  # torch.quantile would look at its argument, and wait for the device
             below, above = ordered[math.floor(place)], ordered[math.ceil(place)]
-            moved.lerp_(torch.lerp(below, above, place % 1), rate)
+            approach(moved, torch.lerp(below, above, place % 1), rate)
 
     @property
     def scale(self) -> Tensor:

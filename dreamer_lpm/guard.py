@@ -52,6 +52,19 @@ class Guard:
         for kept, now in zip((self._first, self._flags, *self._batch), (update, flags, *batch), strict=True):
             kept.copy_(torch.where(new, now, kept))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The note, on the device."""
+        if self._flags is None or self._batch is None:
+            return {"first": self._first}
+        return {"first": self._first, "flags": self._flags, **self._batch._asdict()}
+
+    def hold(self, tensors: dict[str, Tensor]) -> None:
+        """Note in these places from now on."""
+        self._first = tensors["first"]
+        if "flags" in tensors:
+            self._flags = tensors["flags"]
+            self._batch = Batch(**{name: tensors[name] for name in Batch._fields})
+
     def ask(self) -> None:
         """Wait for the device. Raises NotFinite if an update since the last start was bad."""
         update = int(self._first)

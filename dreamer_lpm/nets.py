@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 import torch
 from torch import Tensor, nn
@@ -63,8 +63,8 @@ def one_hot(index: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> 
 
     Unlike torch's it does not check their range, which would make the program wait for a device.
     """
-    hot = torch.zeros(*index.shape, classes, dtype=dtype, device=index.device)
-    return hot.scatter_(-1, index.unsqueeze(-1), 1.0)
+    cold = torch.zeros(*index.shape, classes, dtype=dtype, device=index.device)
+    return cold.scatter(-1, index.unsqueeze(-1), 1.0)
 
 
 def unimix_log_probs(logits: Tensor, unimix: float) -> Tensor:
@@ -73,10 +73,14 @@ def unimix_log_probs(logits: Tensor, unimix: float) -> Tensor:
     return torch.log(probs * (1 - unimix) + unimix / logits.shape[-1])
 
 
-def gumbel(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise on the generator's device: argmax(log p + gumbel) is a sample of p."""
-    u = torch.rand(tuple(shape), generator=generator, device=generator.device)
-    return -torch.log(-torch.log(u.clamp(1e-20, 1 - 1e-7)))
+def gumbel(uniform: Tensor) -> Tensor:
+    """Standard Gumbel noise from numbers in [0, 1), elementwise: argmax(log p + gumbel) is a sample of p."""
+    return -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+
+
+def normal(uniform: Tensor) -> Tensor:
+    """Standard normal noise from numbers in [0, 1), elementwise; none is further out than 5.3."""
+    return math.sqrt(2) * torch.erfinv(2 * uniform.clamp(1e-7, 1 - 1e-7) - 1)
 
 
 def one_hot_straight_through(log_probs: Tensor, noise: Tensor | None) -> Tensor:
@@ -86,7 +90,7 @@ def one_hot_straight_through(log_probs: Tensor, noise: Tensor | None) -> Tensor:
     """
     choice = (log_probs if noise is None else log_probs + noise).argmax(-1)
     hard = one_hot(choice, log_probs.shape[-1], log_probs.dtype)
-    if not log_probs.requires_grad:
+    if not torch.is_grad_enabled():  # not log_probs.requires_grad, which is false of a tensor in a batch of agents
         return hard
     probs = log_probs.exp()
     return hard + (probs - probs.detach())  # in this order the value is exactly one-hot
@@ -95,6 +99,15 @@ def one_hot_straight_through(log_probs: Tensor, noise: Tensor | None) -> Tensor:
 def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) in nats, summed over the S independent categoricals. (..., S, C) -> (...)."""
     return (log_p.exp() * (log_p - log_q)).sum((-2, -1))
+
+
+@torch.no_grad()
+def approach(mean: Tensor, x: Tensor, rate: Tensor | float) -> None:
+    """mean += rate (x - mean), in place, all of one shape (rate may be ()): a step of a moving average.
+
+    Not ``lerp_``, for which torch has no batching rule (flock.py).
+    """
+    mean.add_((x - mean) * rate)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -66,8 +66,8 @@ class TVProbe:
         """Learn the batch before, and keep this one: replayed (B, T, F), tv_on (B, T) bool, dreamed (H, S, F)."""
         member = torch.stack([~self.tv_on, self.tv_on]).float()
         self.count.mul_(_KEEP).add_(member.sum(1))
-        self.total.mul_(_KEEP).addmm_(member, self.replayed)
-        self.second.mul_(_KEEP).addmm_(self.replayed.T, self.replayed)
+        self.total.mul_(_KEEP).add_(member @ self.replayed)
+        self.second.mul_(_KEEP).add_(self.replayed.T @ self.replayed)
         for name, value in zip(PER_BATCH, (self._flat(replayed), tv_on.flatten(), self._flat(dreamed)), strict=True):
             if getattr(self, name).shape == value.shape:
                 getattr(self, name).copy_(value)  # stays where it is, for a CUDA graph
@@ -113,6 +113,11 @@ class TVProbe:
     def state_dict(self) -> dict[str, Tensor]:
         """All of it, for a checkpoint."""
         return {name: getattr(self, name) for name in self._SAVED}
+
+    def hold(self, state: dict[str, Tensor]) -> None:
+        """Keep everything in these places from now on."""
+        for name in self._SAVED:
+            setattr(self, name, state[name])
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Become what was saved."""

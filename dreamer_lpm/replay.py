@@ -50,7 +50,7 @@ class Replay:
         """Write a row, field -> (N, ...), into ``slot`` (1,), all on the replay's device. It counts with ``added``."""
         assert row.keys() == self.data.keys(), (sorted(row), sorted(self.data))
         for key, value in row.items():
-            self.data[key].index_copy_(0, slot, value.unsqueeze(0))
+            self.data[key][slot] = value.unsqueeze(0)
 
     def sample(self, rng: np.random.Generator, batch: int, length: int) -> Batch:
         """``batch`` sequences of ``length`` rows: :meth:`gather` of what :meth:`draw` says."""

@@ -32,7 +32,7 @@ from rich.console import Console
 from torch import Tensor
 
 from dreamer_lpm import checkpoint
-from dreamer_lpm.agent import Agent, AgentConfig, Carry, Chance, Noise, Policy
+from dreamer_lpm.agent import Agent, AgentConfig, Carry, Felt, Policy
 from dreamer_lpm.capture import Captured, Download, new_stream, upload
 from dreamer_lpm.envs import EnvConfig, Envs, make_env, tv_chance
 from dreamer_lpm.evaluate import Scores, evaluate, record, save_agent
@@ -52,7 +52,7 @@ from dreamer_lpm.report.strict_json import dumps, is_sealed, sealed, write_atomi
 from dreamer_lpm.report.summary import git_revision, versions, write_summary
 from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import from_plain, to_plain
-from dreamer_lpm.types import NotFinite, UserError
+from dreamer_lpm.types import Batch, NotFinite, UserError
 from dreamer_lpm.untrusted import check_like
 from dreamer_lpm.world import Latent
 
@@ -234,6 +234,14 @@ class Sums:
             self._names, self._pairs = list(metrics), torch.zeros_like(pairs)
         self._pairs += pairs
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What is summed, where it lies."""
+        return {} if self._pairs is None else {"pairs": self._pairs}
+
+    def hold(self, tensors: dict[str, Tensor]) -> None:
+        """Sum in these places from now on."""
+        self._pairs = tensors.get("pairs")
+
     def means(self) -> dict[str, float]:
         """The mean of each, NaN where no update gave a number; then begins anew."""
         if self._pairs is None:
@@ -285,9 +293,14 @@ class State:
         self.sums = Sums()
         self.summed = 0
         self.guard = Guard(self.device)
+        self._download = Download(self.device)
+        self._chosen: Callable[[], np.ndarray] = self._download.numpy
+        self.forget_graphs()
+
+    def forget_graphs(self) -> None:
+        """Whatever was recorded is recorded anew, for tensors have moved."""
         self._observe = Captured(self._see, self.device)
         self._update = Captured(self._learn, self.device)
-        self._chosen = Download(self.device)
         self.saved_rows = 0
         self.pieces: dict[Path, str] = {}  # of the replay on disk, with their SHA-256
         self.wandb_id: str | None = None  # of the W&B run, if there is one
@@ -299,32 +312,35 @@ class State:
             **{name: torch.from_numpy(value) for name, value in self.row.items()},
         }
         inputs = {name: upload(value, self.device) for name, value in inputs.items()}
-        latent, chance = self.carry.latent, self.agent.chance(self.cfg.num_envs, policy)
-        inputs |= {"before_deter": latent.deter, "before_stoch": latent.stoch}
-        inputs |= {f"chance_{name}": x for name, x in chance._asdict().items() if x is not None}
+        inputs |= {"deter": self.carry.latent.deter, "stoch": self.carry.latent.stoch}
+        inputs["uniform"] = self.agent.uniform(self.agent.chances(self.cfg.num_envs))
         # Random play is short, and another function: not worth a recording.
-        self.carry = self._observe(**inputs) if policy == "sample" else self._see(policy, **inputs)
+        carry = self._observe(**inputs) if policy == "sample" else self._see(policy, **inputs)
+        self._download.start(carry.action)
+        self.observed(carry, self._download.numpy)
+
+    def observed(self, carry: Carry, chosen: Callable[[], np.ndarray]) -> None:
+        """The row was seen and is in the replay; ``chosen`` waits for the action, (N, A)."""
+        self.carry, self._chosen = carry, chosen
         self.replay.added += 1
-        self._chosen.start(self.carry.action)
 
     def action(self) -> np.ndarray:
         """What was chosen, (N, A)."""
-        return self._chosen.numpy()
+        return self._chosen()
 
     def _see(
         self,
         policy: Policy = "sample",
         *,
         slot: Tensor,
-        before_deter: Tensor,
-        before_stoch: Tensor,
-        chance_latent: Tensor | None = None,
-        chance_policy: Tensor | None = None,
+        deter: Tensor,
+        stoch: Tensor,
+        uniform: Tensor,
         **row: Tensor,
     ) -> Carry:
         """``observe`` as a function of tensors on the device."""
-        before, chance = Latent(before_deter, before_stoch), Chance(chance_latent, chance_policy)
-        carry = self.agent.react(before, row["obs"], row["action"], row["is_first"], policy, chance)
+        before = Latent(deter, stoch)
+        carry = self.agent.react(before, row["obs"], row["action"], row["is_first"], policy, uniform)
         rssm = self.cfg.agent.world.rssm
         classes = carry.latent.stoch.reshape(-1, rssm.stoch, rssm.classes).argmax(-1)
         self.replay.put(slot, {**row, "deter": carry.latent.deter, "stoch": classes.to(torch.uint8)})
@@ -335,18 +351,39 @@ class State:
         b, t = self.cfg.batch_size, self.cfg.seq_length
         places = upload(self.replay.draw(self.rng, b, t), self.device)
         update = upload(torch.tensor(self.tally.updates), self.device)
-        self._update(places=places, update=update, **self.agent.noise(b, t)._asdict())
+        self._update(places=places, update=update, uniform=self.agent.uniform(self.agent.update_chances(b, t)))
+        self.learned()
+
+    def learned(self) -> None:
+        """An update was made."""
         self.summed += 1
         self.tally.updates += 1
 
-    def _learn(self, *, places: Tensor, update: Tensor, **noise: Tensor) -> None:
+    def _learn(self, *, places: Tensor, update: Tensor, uniform: Tensor) -> None:
         """``learn`` as a function of tensors on the device; all that it changes stays where it is."""
         batch = self.replay.gather(places, self.cfg.seq_length)
-        metrics = self.agent.update(batch, Noise(**noise))
+        self.note(update, self.agent.update(batch, uniform), batch, self.agent.felt)
+
+    def note(self, update: Tensor, metrics: Mapping[str, Tensor], batch: Batch, felt: Felt) -> None:
+        """What is kept of an update beside what was learned."""
         self.guard.look(update, metrics, batch)
         if self.probe:
-            self.probe.take(self.agent.felt.replayed, batch.tv_on, self.agent.felt.dreamed)
+            self.probe.take(felt.replayed, batch.tv_on, felt.dreamed)
         self.sums.add(metrics)
+
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors that an update or an observation changes in place, beside the agent's."""
+        probe = {"probe": self.probe.state_dict()} if self.probe else {}
+        return {"replay": self.replay.data, "guard": self.guard.tensors(), "sums": self.sums.tensors(), **probe}
+
+    def hold(self, part: str, tensors: dict[str, Tensor]) -> None:
+        """Use these tensors in the places of a part's own."""
+        if part == "replay":
+            self.replay.data = tensors
+        elif part == "probe" and self.probe:
+            self.probe.hold(tensors)
+        else:
+            (self.guard if part == "guard" else self.sums).hold(tensors)
 
     def _fields(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         rssm = self.cfg.agent.world.rssm

@@ -134,12 +134,12 @@ def test_samples_differ_and_come_from_the_agents_generator() -> None:
 def test_random_actions_are_uniform_over_all_that_the_env_allows() -> None:
     agent, discrete = make_agent(), make_agent(spec=DISCRETE)
     n = 2000
-    uniform = agent._choose(torch.zeros(n, 1), "random", agent.chance(n, "random").policy)
+    uniform = agent._choose(torch.zeros(n, 1), "random", agent.uniform(n * agent.spec.size).reshape(n, -1))
     assert uniform.shape == (n, 2)
     assert -1 <= uniform.min() < -0.99
     assert 0.99 < uniform.max() <= 1
     assert abs(float(uniform.std()) - 3**-0.5) < 0.02
-    choices = discrete._choose(torch.zeros(n, 1), "random", discrete.chance(n, "random").policy)
+    choices = discrete._choose(torch.zeros(n, 1), "random", discrete.uniform(n * discrete.spec.size).reshape(n, -1))
     assert torch.equal(choices.sum(-1), torch.ones(n))
     assert (choices.mean(0) - 1 / 3).abs().max() < 0.05
 

@@ -23,7 +23,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def sample(actor: Actor, feat: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-    return actor.sample(feat, actor.noise(feat.shape[:-1], generator(seed)))
+    return actor.sample(feat, actor.noise(torch.rand(*feat.shape[:-1], actor.spec.size, generator=generator(seed))))
 
 
 def features(*lead: int, seed: int = 0) -> Tensor:

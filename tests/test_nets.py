@@ -168,14 +168,14 @@ def test_unimix_mixes_in_the_uniform() -> None:
 def test_gumbel_argmax_samples_the_distribution() -> None:
     probs = torch.tensor([0.05, 0.15, 0.3, 0.5])
     n = 20_000
-    sample = one_hot_straight_through(probs.log().expand(n, 4), gumbel((n, 4), generator()))
+    sample = one_hot_straight_through(probs.log().expand(n, 4), gumbel(torch.rand(n, 4, generator=generator())))
     error = (sample.mean(0) - probs) / (probs * (1 - probs) / n).sqrt()
     assert error.abs().max() < 4, error
 
 
 def test_gumbel_is_finite_and_comes_from_its_generator_alone() -> None:
     before = torch.get_rng_state()
-    a, b = gumbel((1000, 100), generator(3)), gumbel((1000, 100), generator(3))
+    a, b = gumbel(torch.rand(1000, 100, generator=generator(3))), gumbel(torch.rand(1000, 100, generator=generator(3)))
     assert torch.isfinite(a).all()
     assert torch.equal(a, b)
     assert torch.equal(torch.get_rng_state(), before)
@@ -187,7 +187,7 @@ def test_straight_through_is_one_hot_forwards_and_the_probabilities_backwards() 
     logits = torch.randn(6, 5, generator=generator(), dtype=torch.float64, requires_grad=True)
     weight = torch.randn(6, 5, generator=generator(1), dtype=torch.float64)
     log_probs = torch.log_softmax(logits, -1)
-    sample = one_hot_straight_through(log_probs, gumbel((6, 5), generator(2)).double())
+    sample = one_hot_straight_through(log_probs, gumbel(torch.rand(6, 5, generator=generator(2))).double())
     (got,) = torch.autograd.grad((sample * weight).sum(), logits, retain_graph=True)
     (want,) = torch.autograd.grad((torch.softmax(logits, -1) * weight).sum(), logits)
     torch.testing.assert_close(got, want)
@@ -197,7 +197,7 @@ def test_straight_through_is_one_hot_forwards_and_the_probabilities_backwards() 
 def test_straight_through_sample_is_exactly_one_hot() -> None:
     """Exactly: the replay stores only the class, so a rounding error here would make two different states of one."""
     log_probs = torch.log_softmax(torch.randn(1000, 5, generator=generator()), -1).requires_grad_()
-    sample = one_hot_straight_through(log_probs, gumbel((1000, 5), generator(2))).detach()
+    sample = one_hot_straight_through(log_probs, gumbel(torch.rand(1000, 5, generator=generator(2)))).detach()
     assert torch.equal(sample.sort(-1).values, torch.eye(5)[-1].expand(1000, 5))
 
 

@@ -17,7 +17,7 @@ from dreamer_lpm.probe import TVProbe
 from dreamer_lpm.types import ActionSpec
 from dreamer_lpm.world import RSSM, Dream, Latent, Lesson, RSSMConfig
 from tests.test_agent import CONFIG, DISCRETE
-from tests.world.tiny import SPEC, random_batch
+from tests.world.tiny import SPEC, codes, random_batch
 
 CPU = torch.device("cpu")
 F = 24
@@ -187,7 +187,7 @@ class Room:
         frame = torch.where(on.unsqueeze(-1), torch.randn(*lead, 4, generator=self.g), torch.tensor([2.0, 0, -2, 0]))
         first = torch.zeros(lead, dtype=torch.bool)
         first[:, 0] = True
-        noise = self.rssm.noise(lead, self.g)
+        noise = codes(self.rssm, lead, self.g)
         latents, post, prior, _ = self.rssm.observe(self.rssm.initial((16,), CPU), action, frame, first, noise)
         with torch.no_grad():
             self.start = Latent(*(x.detach().flatten(0, 1) for x in latents))
@@ -200,7 +200,7 @@ class Room:
     def dream(self, share: float, horizon: int = 8) -> tuple[Tensor, Tensor]:
         """States entered (H, S, F) under a policy that presses as often, and whether the button was pressed (H, S)."""
         actions = self.actions((horizon, len(self.start.deter)), share)
-        noise = self.rssm.noise(tuple(actions.shape[:2]), self.g)
+        noise = codes(self.rssm, actions.shape[:2], self.g)
         state, feats = self.start, []
         for action, n in zip(actions, noise, strict=True):
             state = self.rssm.imagine_step(state, action, n)

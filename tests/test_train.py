@@ -217,6 +217,7 @@ def test_only_one_signal_is_held_back() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with train_module._Signals() as signals:
+            signals.note()
             signal.raise_signal(signal.SIGINT)
             assert signals.caught == signal.SIGINT
             with pytest.raises(KeyboardInterrupt):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamer_lpm.curiosity.pictures import shrink
+from dreamer_lpm.nets import approach
 
 Losses = dict[str, Tensor]
 
@@ -131,6 +132,6 @@ class FitGate(nn.Module):
             debiased = torch.where(
                 self.count > 0, rate / (1 - (1 - rate) ** self.count.clamp(min=1)), torch.zeros_like(loss)
             )
-            mean.lerp_(loss.detach(), debiased * ready)
+            approach(mean, loss.detach(), debiased * ready)
         fitted = (self.count >= 2 * self.patience) & (self.fast >= self.ratio * self.slow)
         self.opened.copy_(torch.maximum(self.opened, fitted.to(self.opened.dtype)))

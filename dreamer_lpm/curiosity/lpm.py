@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dreamer_lpm.curiosity.base import Dims, FitGate, IntrinsicReward, Losses, Transition
 from dreamer_lpm.curiosity.error_space import ErrorSpaceName, error_space
-from dreamer_lpm.nets import masked_mean
+from dreamer_lpm.nets import approach, masked_mean
 from dreamer_lpm.types import UserError
 
 
@@ -148,5 +148,5 @@ class LPMDual(IntrinsicReward):
             self.gate.update(loss, torch.ones_like(loss))
             rate = torch.where(self.gate.opened > 0, self.rate, 1.0)
             for before, now in zip(self.before.parameters(), self.now.parameters(), strict=True):
-                before.lerp_(now, rate)
+                approach(before, now, rate)
         return {"error_predictor": loss}

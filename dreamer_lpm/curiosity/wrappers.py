@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamer_lpm.curiosity.base import Dims, IntrinsicReward, Losses, Transition
-from dreamer_lpm.nets import masked_mean, mlp
+from dreamer_lpm.nets import approach, masked_mean, mlp
 
 
 class Distilled(IntrinsicReward):
@@ -65,8 +65,8 @@ class Normalized(IntrinsicReward):
             bonus = self.inner.reward(t)
             self.count += 1
             rate = self.rate / (1 - (1 - self.rate) ** self.count)
-            self.mean.lerp_(masked_mean(bonus, t.mask), rate)
-            self.moment.lerp_(masked_mean(bonus.square(), t.mask), rate)
+            approach(self.mean, masked_mean(bonus, t.mask), rate)
+            approach(self.moment, masked_mean(bonus.square(), t.mask), rate)
         return self.inner.loss(t)
 
 

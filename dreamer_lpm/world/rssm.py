@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamer_lpm.nets import BlockLinear, gumbel, mlp, one_hot_straight_through, unimix_log_probs
+from dreamer_lpm.nets import BlockLinear, mlp, one_hot_straight_through, unimix_log_probs
 from dreamer_lpm.world.gate import NoiseGate
 
 
@@ -85,10 +85,6 @@ class RSSM(nn.Module):
         """The zero state, for the start of an episode."""
         flat = self.cfg.stoch * self.cfg.classes
         return Latent(torch.zeros(*lead, self.cfg.deter, device=device), torch.zeros(*lead, flat, device=device))
-
-    def noise(self, lead: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Gumbel noise for samples of ``lead`` states: (*lead, S, C). Drawn for a whole sequence at once."""
-        return gumbel((*lead, self.cfg.stoch, self.cfg.classes), generator)
 
     def core(self, prev: Latent, action_in: Tensor) -> Tensor:
         """One recurrent step. ``action_in`` (..., hidden) is the projected action; returns deter (..., D)."""

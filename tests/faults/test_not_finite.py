@@ -64,14 +64,14 @@ def in_loss(patch: pytest.MonkeyPatch, bad: float, times: int) -> None:
 def in_gradient(patch: pytest.MonkeyPatch, bad: float, times: int) -> None:
     update, called = Agent.update, []
 
-    def poisoned(self: Agent, batch: Any, noise: Any) -> Any:
+    def poisoned(self: Agent, batch: Any, uniform: Any) -> Any:
         called.append(1)
         if not UPDATE <= len(called) < UPDATE + times:
-            return update(self, batch, noise)
+            return update(self, batch, uniform)
         weight = next(self.behavior.actor.parameters())
         hook = weight.register_hook(lambda grad: grad * bad)
         try:
-            return update(self, batch, noise)
+            return update(self, batch, uniform)
         finally:
             hook.remove()
 

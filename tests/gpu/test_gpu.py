@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreamer_lpm.agent import Agent, Noise
+from dreamer_lpm.agent import Agent
 from dreamer_lpm.capture import WARM_UP, new_stream
 from dreamer_lpm.curiosity import REGISTRY
 from dreamer_lpm.noisy_tv import load_images
@@ -62,10 +62,9 @@ def test_an_update_is_the_same_as_on_a_cpu(curiosity: str) -> None:
     agents = [Agent(cfg, state.envs.action_spec, seed=1, device=d) for d in ("cpu", "cuda")]
     rng = np.random.default_rng(0)
     for _ in range(5):
-        batch, noise = state.replay.sample(rng, 2, 6), agents[0].noise(2, 6)
+        batch, uniform = state.replay.sample(rng, 2, 6), agents[0].uniform(agents[0].update_chances(2, 6))
         here, there = (
-            agent.update(Batch(*(x.to(agent.device) for x in batch)), Noise(*(x.to(agent.device) for x in noise)))
-            for agent in agents
+            agent.update(Batch(*(x.to(agent.device) for x in batch)), uniform.to(agent.device)) for agent in agents
         )
         for key, value in here.items():
             torch.testing.assert_close(there[key].cpu(), value, rtol=2e-3, atol=2e-4, equal_nan=True, msg=key)

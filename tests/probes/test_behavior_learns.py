@@ -36,7 +36,7 @@ class Trainer:
 
     def sample(self, feat: Tensor) -> tuple[Tensor, Tensor]:
         actor = self.behavior.actor
-        return actor.sample(feat, actor.noise(feat.shape[:-1], self.generator))
+        return actor.sample(feat, actor.noise(torch.rand(*feat.shape[:-1], actor.spec.size, generator=self.generator)))
 
     def train(self, updates: int, horizon: int, lr: float = 1e-2) -> Behavior:
         optimizer = torch.optim.Adam(self.behavior.trained(), lr=lr)

@@ -13,6 +13,7 @@ from dreamer_lpm.envs import Envs
 from dreamer_lpm.types import ActionSpec, Batch
 from dreamer_lpm.world import Latent, RSSMConfig, WorldConfig, WorldModel
 from tests.probes.counter_env import CounterEnv
+from tests.world.tiny import codes
 
 LENGTH = 3  # steps of an episode, which pay 1, 2, 3
 B, T = 4, 2 * (LENGTH + 1)
@@ -51,7 +52,7 @@ class Taught:
         self.latents, self.predicted = lesson.latents, lesson.predicted
 
     def noise(self) -> Tensor:
-        return self.world.rssm.noise(self.batch.reward.shape, self.generator)
+        return codes(self.world.rssm, self.batch.reward.shape, self.generator)
 
     def dreamt(self) -> Tensor:
         """Features (LENGTH + 1, B, F) of a dream from the first picture on, by the action that was played."""
@@ -61,7 +62,7 @@ class Taught:
             action = torch.full((B, 1), 0.5)
             return action, action
 
-        noise = self.world.rssm.noise((LENGTH, B), self.generator)
+        noise = codes(self.world.rssm, (LENGTH, B), self.generator)
         return self.world.imagine(start, policy, noise, torch.zeros(LENGTH, B, 1)).feat
 
 

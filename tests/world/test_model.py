@@ -12,11 +12,11 @@ from torch.distributions import Independent, OneHotCategorical, kl_divergence
 
 from dreamer_lpm.types import Batch
 from dreamer_lpm.world import Latent, WorldModel
-from tests.world.tiny import RSSM_CONFIG, WORLD_CONFIG, generator, learned, random_batch, tiny_world
+from tests.world.tiny import RSSM_CONFIG, WORLD_CONFIG, codes, generator, learned, random_batch, tiny_world
 
 
 def observed(world: WorldModel, batch: Batch) -> tuple[Latent, Tensor, Tensor, Tensor]:
-    noise = world.rssm.noise(tuple(batch.reward.shape), generator())
+    noise = codes(world.rssm, batch.reward.shape, generator())
     return world.rssm.observe(world.start(batch), batch.action, world.encoder(batch.obs), batch.is_first, noise)
 
 
@@ -187,14 +187,14 @@ def test_each_dreamt_state_follows_from_the_one_before_by_the_action_taken_in_it
         sampled = feat[:, :2] * 3
         return sampled.clamp(-1, 1), sampled
 
-    dream = world.imagine(start, policy, world.rssm.noise((5, 3), generator(1)), torch.zeros(5, 3, 2))
+    dream = world.imagine(start, policy, codes(world.rssm, (5, 3), generator(1)), torch.zeros(5, 3, 2))
     assert dream.feat.shape == (6, 3, world.rssm.feat_size)
     assert dream.action.shape == dream.sampled.shape == (5, 3, 2)
     assert not dream.feat.requires_grad
     assert torch.equal(dream.feat[0], start.feat)
     assert torch.equal(torch.stack(asked), dream.feat[:-1]), "an action is chosen in the state it is taken in"
     assert torch.equal(dream.action, dream.sampled.clamp(-1, 1))
-    state, noise = start, world.rssm.noise((5, 3), generator(1))
+    state, noise = start, codes(world.rssm, (5, 3), generator(1))
     for h in range(5):
         state = world.rssm.imagine_step(state, dream.action[h], noise[h])
         torch.testing.assert_close(dream.feat[h + 1], state.feat)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamer_lpm.world import RSSM, Latent, RSSMConfig
-from tests.world.tiny import RSSM_CONFIG, generator
+from tests.world.tiny import RSSM_CONFIG, codes, generator
 
 B, T, A, E = 3, 5, 2, 7
 
@@ -27,13 +27,13 @@ class Inputs:
         g = generator(1)
         self.start = Latent(
             torch.randn(B, rssm.cfg.deter, generator=g),
-            rssm.sample(torch.zeros(B, rssm.cfg.stoch, rssm.cfg.classes), rssm.noise((B,), g)),
+            rssm.sample(torch.zeros(B, rssm.cfg.stoch, rssm.cfg.classes), codes(rssm, (B,), g)),
         )
         self.action = torch.rand(B, T, A, generator=g) * 2 - 1
         self.embed = torch.randn(B, T, E, generator=g)
         self.is_first = torch.zeros(B, T, dtype=torch.bool)
         self.is_first[0, 0] = self.is_first[1, 2] = True
-        self.noise = rssm.noise((B, T), g)
+        self.noise = codes(rssm, (B, T), g)
 
     def observe(self, rssm: RSSM) -> tuple[Latent, Tensor, Tensor, Tensor]:
         return rssm.observe(self.start, self.action, self.embed, self.is_first, self.noise)
@@ -184,7 +184,7 @@ def test_recurrent_state_stays_within_one() -> None:
     state = rssm.initial((4,), torch.device("cpu"))
     g = generator()
     for _ in range(50):
-        state = rssm.imagine_step(state, torch.randn(4, A, generator=g), rssm.noise((4,), g))
+        state = rssm.imagine_step(state, torch.randn(4, A, generator=g), codes(rssm, (4,), g))
     assert state.deter.abs().max() <= 1
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from dreamer_lpm.nets import gumbel
 from dreamer_lpm.types import ActionSpec, Batch
-from dreamer_lpm.world import Lesson, RSSMConfig, WorldConfig, WorldModel
+from dreamer_lpm.world import RSSM, Lesson, RSSMConfig, WorldConfig, WorldModel
 
 RSSM_CONFIG = RSSMConfig(deter=16, hidden=16, stoch=4, classes=4)
 WORLD_CONFIG = WorldConfig(rssm=RSSM_CONFIG, depth=2)
@@ -18,9 +21,14 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def codes(rssm: RSSM, lead: Sequence[int], source: torch.Generator) -> Tensor:
+    """Gumbel noise for the latents of ``lead`` states."""
+    return gumbel(torch.rand(*lead, rssm.cfg.stoch, rssm.cfg.classes, generator=source))
+
+
 def learned(world: WorldModel, batch: Batch, seed: int = 0) -> Lesson:
     """What the world makes of the batch, with the noise of that seed."""
-    return world.loss(batch, world.rssm.noise(batch.reward.shape, generator(seed)))
+    return world.loss(batch, codes(world.rssm, batch.reward.shape, generator(seed)))
 
 
 def tiny_world(spec: ActionSpec = SPEC, seed: int = 0, cfg: WorldConfig = WORLD_CONFIG) -> WorldModel:

@@ -1,0 +1,89 @@
+"""Agents that learn as one, compared with each of them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dreamer_lpm.curiosity import REGISTRY
+from dreamer_lpm.flock import Flock
+from dreamer_lpm.noisy_tv import load_images
+from dreamer_lpm.train import RunConfig, State
+from tests.recorded import Recorded
+from tests.test_capture import everything
+from tests.tiny_run import TINY, WITH_TV
+
+STEPS, RANDOM, MEMBERS = 26, 10, 3
+
+
+@pytest.fixture(autouse=True)
+def no_slow_path() -> Iterator[None]:
+    """An op that torch can only do member by member is an error."""
+    torch._C._functorch._set_vmap_fallback_warning_enabled(True)
+    yield
+    torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+
+
+def begun(cfg: RunConfig, seed: int) -> State:
+    state = State(replace(cfg, seed=seed), load_images("static", None)[0])
+    state.guard._waits = True
+    state.row = state.envs.reset_row()
+    return state
+
+
+def step(states: list[State], i: int, flock: Flock | None) -> None:
+    policy = "random" if i < RANDOM else "sample"
+    for leader in [flock] if flock else states:
+        leader.observe(policy)  # type: ignore[arg-type]
+        if i > RANDOM:
+            leader.learn()
+    for state in states:
+        state.row = state.envs.step(state.action())
+
+
+def played(cfg: RunConfig, *, together: bool, recorded: bool = False) -> list[State]:
+    states = [begun(cfg, seed) for seed in range(MEMBERS)]
+    flock = None
+    for i in range(STEPS):
+        if together and i == RANDOM + 2:  # each has an update behind it
+            flock = Flock(states)
+            if recorded:
+                flock._observe["sample"] = Recorded(flock._bind("sample"))  # type: ignore[assignment]
+                flock._update = Recorded(flock._learn)  # type: ignore[assignment]
+        if together and i == STEPS - 3 and flock:
+            flock.dissolve()
+            flock = None
+        step(states, i, flock)
+    return states
+
+
+def assert_close(together: list[State], alone: list[State]) -> None:
+    for a, b in zip(together, alone, strict=True):
+        one, other = everything(a), everything(b)
+        assert one.keys() == other.keys()
+        for key, x in one.items():
+            torch.testing.assert_close(x, other[key], rtol=2e-3, atol=2e-4, equal_nan=True, msg=key)
+        assert a.tally.updates == b.tally.updates
+        assert torch.equal(a.agent.generator.get_state(), b.agent.generator.get_state())
+        assert a.rng.bit_generator.state == b.rng.bit_generator.state
+
+
+@pytest.mark.parametrize("curiosity", REGISTRY)
+def test_members_learn_what_they_would_learn_alone(curiosity: str) -> None:
+    cfg = replace(WITH_TV, agent=replace(TINY.agent, curiosity=curiosity))
+    assert_close(played(cfg, together=True), played(cfg, together=False))
+
+
+@pytest.mark.parametrize("change", [{"env_name": "Pendulum-v1"}, {"num_envs": 2}, {"noisy_tv": False}])
+def test_in_every_kind_of_run(change: dict[str, object]) -> None:
+    cfg = replace(WITH_TV, **change)  # type: ignore[arg-type]
+    assert_close(played(cfg, together=True), played(cfg, together=False))
+
+
+@pytest.mark.parametrize("curiosity", ["lpm", "lpm_dual"])
+def test_it_can_be_recorded(curiosity: str) -> None:
+    cfg = replace(WITH_TV, agent=replace(TINY.agent, curiosity=curiosity))
+    assert_close(played(cfg, together=True, recorded=True), played(cfg, together=False))

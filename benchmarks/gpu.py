@@ -13,8 +13,6 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,8 @@ from typing import Any
 import torch
 
 from dreamer_lpm.capture import WARM_UP, new_stream
-from dreamer_lpm.machine import let_streams_run_side_by_side
+from dreamer_lpm.flock import Flock
+from dreamer_lpm.machine import let_streams_run_side_by_side, set_tf32
 from dreamer_lpm.presets import PRESETS, preset
 from dreamer_lpm.report.summary import git_revision, versions
 from dreamer_lpm.train import State, settled
@@ -82,14 +81,6 @@ def kernels(learner: Learner) -> dict[str, float]:
     return {"kernels": len(events), "kernel_seconds": sum(e.device_time for e in events) / 1e6}
 
 
-@contextmanager
-def tf32(on: bool) -> Iterator[None]:
-    torch.set_float32_matmul_precision("high" if on else "highest")
-    torch.backends.cudnn.allow_tf32 = on
-    yield
-    torch.set_float32_matmul_precision("highest")
-
-
 class Log:
     """The JSON on disk, with what was measured so far."""
 
@@ -109,37 +100,54 @@ class Log:
 
 def one(log: Log, name: str, precision: str, *, graph: bool) -> None:
     """The update of a preset."""
-    with tf32(precision == "tf32"):
-        begin = time.perf_counter()
-        learner = Learner(name, graph=graph, precision="bf16" if precision == "bf16" else "fp32")
-        learner.ready()
-        ready = time.perf_counter() - begin
-        updates = 3 if name in ("100m", "200m") else 10
-        row = {"update_seconds": seconds([learner], updates, 5), "ready_seconds": ready,
-               "peak_memory": torch.cuda.max_memory_allocated()}  # fmt: skip
-        if not graph:
-            row |= kernels(learner)
-        log.put(f"{name} {precision} {'graph' if graph else 'eager'}", row)
+    set_tf32(precision != "fp32")
+    begin = time.perf_counter()
+    learner = Learner(name, graph=graph, precision=precision)
+    learner.ready()
+    ready = time.perf_counter() - begin
+    updates = 3 if name in ("100m", "200m") else 10
+    row = {"update_seconds": seconds([learner], updates, 5), "ready_seconds": ready,
+           "peak_memory": torch.cuda.max_memory_allocated()}  # fmt: skip
+    if not graph:
+        row |= kernels(learner)
+    log.put(f"{name} {precision} {'graph' if graph else 'eager'}", row)
     del learner
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
 
 
-def together(log: Log, count: int, precision: str) -> None:
-    """Several agents at ``tiny``, each with its graph on its stream."""
-    with tf32(precision == "tf32"):
-        change = {"precision": "bf16" if precision == "bf16" else "fp32"}
-        learners = [Learner("tiny", graph=True, seed=seed, **change) for seed in range(count)]
-        for learner in learners:
-            learner.ready()
-        each = seconds(learners, 10)
-        start = time.perf_counter()
-        for learner in learners:
-            learner.learn()
-        launched = time.perf_counter() - start
-        torch.cuda.synchronize()
-        row = {"round_seconds": each, "updates_per_second": count / each, "launch_seconds": launched}
-        log.put(f"together {count} {precision}", {**row, "peak_memory": torch.cuda.max_memory_allocated()})
+def together(log: Log, count: int, precision: str, *, flock: bool) -> None:
+    """Several agents at ``tiny``: as one (flock), or each with its graph on its own stream."""
+    set_tf32(precision != "fp32")
+    change = {"precision": precision}
+    learners = [Learner("tiny", graph=not flock, seed=seed, **change) for seed in range(count)]
+    for learner in learners:
+        learner.learn() if flock else learner.ready()
+    torch.cuda.synchronize()
+    if flock:
+        learners = [Together(learners)]
+        learners[0].ready()
+    each = seconds(learners, 10)
+    start = time.perf_counter()
+    for learner in learners:
+        learner.learn()
+    launched = time.perf_counter() - start
+    torch.cuda.synchronize()
+    row = {"round_seconds": each, "updates_per_second": count / each, "launch_seconds": launched}
+    row |= {"peak_memory": torch.cuda.max_memory_allocated()}
+    log.put(f"{'flock' if flock else 'streams'} {count} {precision}", row)
+    del learners, learner
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+
+
+class Together(Learner):
+    """Learners as one."""
+
+    def __init__(self, learners: list[Learner]) -> None:
+        self.stream = learners[0].stream
+        with torch.cuda.stream(self.stream):
+            self.state = Flock([learner.state for learner in learners])  # type: ignore[assignment]
 
 
 def main() -> None:
@@ -148,7 +156,8 @@ def main() -> None:
     parser.add_argument("--presets", nargs="*", choices=PRESETS, default=list(PRESETS))
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "tf32", "bf16"), default=["bf16"])
     parser.add_argument("--eager", nargs="*", default=["tiny", "12m"], help="presets also measured without a graph")
-    parser.add_argument("--together", type=int, nargs="*", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--streams", type=int, nargs="*", default=[4, 16], help="agents, each on a stream of its own")
+    parser.add_argument("--flocks", type=int, nargs="*", default=[2, 4, 8, 16, 32], help="agents that learn as one")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device here")
@@ -159,8 +168,10 @@ def main() -> None:
             if name in options.eager:
                 one(log, name, precision, graph=False)
             one(log, name, precision, graph=True)
-        for count in options.together:
-            together(log, count, precision)
+        for count in options.streams:
+            together(log, count, precision, flock=False)
+        for count in options.flocks:
+            together(log, count, precision, flock=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ replayed from then on; several agents' graphs, each on its agent's stream, run s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -89,3 +89,12 @@ class Download:
         if self._there is not None:
             self._there.synchronize()
         return self._held.cpu().numpy().copy()
+
+
+def compact(data: Any) -> Any:
+    """Nested dicts, lists and tuples with each view of a larger memory copied, for a file would hold all of that."""
+    if isinstance(data, Tensor):
+        return data.clone() if data.untyped_storage().nbytes() > data.numel() * data.element_size() else data
+    if isinstance(data, dict):
+        return {key: compact(value) for key, value in data.items()}
+    return type(data)(compact(value) for value in data) if type(data) in (list, tuple) else data

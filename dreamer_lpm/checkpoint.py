@@ -23,6 +23,7 @@ from typing import IO, Any, cast
 import numpy as np
 import torch
 
+from dreamer_lpm.capture import compact
 from dreamer_lpm.report.metrics import METRICS_FILE
 from dreamer_lpm.report.strict_json import is_sealed, sealed
 from dreamer_lpm.types import UserError
@@ -301,7 +302,7 @@ def _write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
 
 def _save_tensors(tensors: Mapping[str, Any], file: IO[bytes]) -> None:
     try:
-        torch.save(dict(tensors), file)
+        torch.save(compact(dict(tensors)), file)
     except RuntimeError as error:  # torch's word for a disk that took less than it was given
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None

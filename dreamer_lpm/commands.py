@@ -20,11 +20,12 @@ from rich.table import Table
 from dreamer_lpm.envs import make_env
 from dreamer_lpm.evaluate import evaluate, export_agent, load, record
 from dreamer_lpm.machine import let_streams_run_side_by_side
-from dreamer_lpm.noisy_tv import load_images
+from dreamer_lpm.noisy_tv import NoisyTVError, load_images
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import from_plain, read_file, to_plain
+from dreamer_lpm.together import train_together
 from dreamer_lpm.train import (
     CONFIG_FILE,
     EVAL_SEED,
@@ -34,7 +35,6 @@ from dreamer_lpm.train import (
     Stopped,
     read_config,
     train,
-    train_together,
 )
 from dreamer_lpm.types import UserError
 
@@ -52,6 +52,7 @@ CHANGEABLE = {
     "rollbacks",
 }
 RUNS = Path("runs")
+MISTAKE = 2  # exit status of a user's mistake, as the command line's
 
 
 def train_command(args: list[str], guide: bool = False) -> int:
@@ -119,7 +120,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _train_many(jobs: list[Job]) -> int:
-    """Train them side by side. Returns 0, 1 if a run failed, or 128 + the signal that stopped them."""
+    """Train them side by side. Returns 0, 2 if runs failed by mistake, 1 if otherwise, or 128 + the signal's number."""
     let_streams_run_side_by_side()
     with Screen(cells=len(jobs), finished=0, steps=sum(job.cfg.steps for job in jobs), done=0) as screen:
         results = train_together(jobs, screen)
@@ -130,7 +131,10 @@ def _train_many(jobs: list[Job]) -> int:
         else:
             line = "stopped and saved; the same command with --resume goes on" if stops else f"error: {result}"
         print(f"{job.run_dir}: {line}")
-    return 128 + stops[0] if stops else int(any(isinstance(result, Exception) for result in results))
+    if stops:
+        return 128 + stops[0]
+    errors = [result for result in results if isinstance(result, Exception)]
+    return 0 if not errors else MISTAKE if all(isinstance(e, UserError | NoisyTVError) for e in errors) else 1
 
 
 def _first_options(program: str) -> argparse.ArgumentParser:
@@ -191,13 +195,16 @@ def _check_resumed(before: RunConfig, now: RunConfig) -> None:
 
 def _leave_where_started(report: Report) -> Report:
     """Copy agent and video into this folder, as the guide says."""
-    agent, video = Path(report.agent.name), Path("videos") / report.video.name
-    video.parent.mkdir(exist_ok=True)
-    for source, target in ((report.agent, agent), (report.video, video)):
-        scratch = target.with_name(target.name + ".tmp")
-        shutil.copyfile(source, scratch)
-        scratch.replace(target)
+    agent = _copied(report.agent, Path(report.agent.name))
+    video = report.video and _copied(report.video, Path("videos") / report.video.name)
     return dataclasses.replace(report, agent=agent, video=video)
+
+
+def _copied(source: Path, target: Path) -> Path:
+    target.parent.mkdir(exist_ok=True)
+    scratch = target.with_name(target.name + ".tmp")
+    shutil.copyfile(source, scratch)
+    return scratch.replace(target)
 
 
 def _say(report: Report, left: Report, run_dir: Path) -> None:
@@ -214,7 +221,7 @@ def _say(report: Report, left: Report, run_dir: Path) -> None:
         )
     lines |= {
         "model": str(left.agent),
-        "video": str(left.video),
+        **({"video": str(left.video)} if left.video else {}),
         "curves": str(report.curves),
         "all of it": str(run_dir),
         "time": f"{summary['wall_seconds'] / 60:.1f} min, {summary['updates']:,} updates, "

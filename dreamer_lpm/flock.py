@@ -29,7 +29,7 @@ Tensors = dict[str, Tensor]
 
 
 class Flock:
-    """Observes and learns for all of ``states`` at once. They must be :func:`alike`, each with an update behind it."""
+    """Observes and learns for all of ``states`` at once. They must be :func:`alike`, each with one update behind it."""
 
     def __init__(self, states: Sequence[State]) -> None:
         self.states = list(states)
@@ -209,17 +209,18 @@ class _Observing(nn.Module):
 
 
 def alike(a: State, b: State) -> bool:
-    """Whether the two can learn as one: the same networks, batches and rates, after as many updates."""
+    """Whether the two can learn as one, once each has an update behind it: the same networks, batches and rates."""
 
-    def key(s: State) -> tuple[Any, ...]:
+    def kind(s: State) -> tuple[Any, ...]:
         rates = [group["lr"] for group in s.agent.optimizer.param_groups]
-        shapes = {name: {k: x.shape for k, x in tensors.items()} for name, tensors in s.parts().items()}
+        replay = {name: x.shape for name, x in s.replay.data.items()}
+        cfg = s.cfg
         return (
-            s.cfg.agent, s.cfg.precision, s.cfg.batch_size, s.cfg.seq_length, s.envs.action_spec, s.tally.updates,
-            s.device, rates, shapes,
+            cfg.agent, cfg.precision, cfg.batch_size, cfg.seq_length, s.envs.action_spec, s.device, rates, replay,
+            s.probe is None, s.tally.updates - s.updates_here,
         )  # fmt: skip
 
-    return key(a) == key(b)
+    return kind(a) == kind(b)
 
 
 def _tensors(agent: Agent) -> Tensors:

@@ -18,6 +18,7 @@ from torch import Tensor
 from dreamer_lpm.types import Batch, NotFinite
 
 WATCHED = ("loss/", "grad/")
+TOLD_AT_ONCE = ("cpu",)  # devices that are looked at after each update
 FIRST_ALARM = 1_000  # updates before which nothing that has not begun to live is called dead
 
 
@@ -30,7 +31,7 @@ class Guard:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._waits = device.type != "cpu"
+        self._waits = device.type not in TOLD_AT_ONCE
         self._names: list[str] = []
         self._first = torch.full((), -1, device=device)
         self._flags: Tensor | None = None

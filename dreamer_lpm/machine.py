@@ -6,13 +6,13 @@ import ctypes
 import os
 import sys
 import time
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
 from dreamer_lpm.types import UserError
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -33,13 +33,21 @@ def pick_device(wanted: str) -> torch.device:
 
 def pick_precision(wanted: str, device: torch.device) -> Precision:
     """ "auto" takes bf16 where it is faster: on CUDA by hardware generation, on a CPU by timing one product."""
+    if wanted == "tf32" and device.type != "cuda":
+        raise UserError("precision tf32 is for CUDA devices; take fp32 here, or bf16.")
     if wanted != "auto":
-        return "fp32" if wanted == "fp32" else "bf16"
+        return cast(Precision, wanted)
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type != "cpu":
         return "fp32"
     return "bf16" if _product_seconds(torch.bfloat16) < 0.7 * _product_seconds(torch.float32) else "fp32"
+
+
+def set_tf32(on: bool) -> None:
+    """Let CUDA round the inputs of fp32 products and convolutions to 10 bits of mantissa, and be many times as fast."""
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    torch.backends.cudnn.allow_tf32 = on
 
 
 def _product_seconds(dtype: torch.dtype) -> float:

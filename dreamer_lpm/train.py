@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,15 +39,14 @@ from dreamer_lpm.evaluate import Scores, evaluate, record, save_agent
 from dreamer_lpm.forecast import Forecast
 from dreamer_lpm.guard import FIRST_ALARM, Guard, alarms, check_finite, save_batch
 from dreamer_lpm.lock import RunLock
-from dreamer_lpm.machine import keep_freed_memory, pick_device, pick_precision, pick_threads
-from dreamer_lpm.noisy_tv import ImageSource, NoisyTVError, TVImages, TVSpec, load_images
+from dreamer_lpm.machine import Precision, keep_freed_memory, pick_device, pick_precision, pick_threads, set_tf32
+from dreamer_lpm.noisy_tv import ImageSource, TVImages, TVSpec, load_images
 from dreamer_lpm.probe import PER_BATCH, TVProbe
 from dreamer_lpm.replay import Replay
 from dreamer_lpm.report.measures import BIN, escape_step, late_mean, late_tv_share
 from dreamer_lpm.report.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoardSink, WandbSink, read_metrics
 from dreamer_lpm.report.plots import plot_run
 from dreamer_lpm.report.progress import Progress
-from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.report.strict_json import dumps, is_sealed, sealed, write_atomically
 from dreamer_lpm.report.summary import git_revision, versions, write_summary
 from dreamer_lpm.report.video import episode_video
@@ -60,7 +59,6 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 CONFIG_FILE = "config.json"
 LOG_FILE = "log.txt"  # of a run among several: what a run alone says on the screen
 BEST_AGENT = "agent_best.pth"
-LOOK_EVERY = 0.2  # seconds between two looks at all runs, for the screen
 EVAL_SEED = 1_000_003  # evaluation episodes are none of the training's
 
 
@@ -104,14 +102,16 @@ class RunConfig:
     agent: Annotated[AgentConfig, tyro.conf.arg(name="")] = field(default_factory=AgentConfig)
     device: Device = "auto"
     """Where to learn: auto takes CUDA, then MPS, then CPU."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the networks: auto takes bf16 where the device has it in hardware."""
+    precision: Precision | Literal["auto"] = "auto"
+    """Arithmetic of the networks: auto takes bf16 where the device has it in hardware; tf32 is for CUDA."""
     threads: int = 0
     """CPU threads of torch; 0 leaves it to the program (2 at most: small networks gain nothing from more)."""
     eval_every: int = 5_000
     """Env steps between evaluations; 0 evaluates only at the end."""
     eval_episodes: int = 5
     """Episodes of each evaluation; the last one plays twice as many."""
+    film: bool = True
+    """Also film an episode."""
     log_every: int = 200
     """Env steps between two lines of training metrics."""
     checkpoint_every: int = 5_000
@@ -289,7 +289,8 @@ class State:
         n = cfg.num_envs
         self.tally = Tally(returns=[0.0] * n, lengths=[0] * n, watched=[0] * n, tv_bins=[], visited=[])
         feat_size = self.agent.world.rssm.feat_size
-        self.probe = TVProbe(feat_size, self.device) if cfg.noisy_tv and cfg.tv.control is None else None
+        # Of a sham too, which it can say nothing of, so that both can learn as one.
+        self.probe = TVProbe(feat_size, self.device) if cfg.noisy_tv and cfg.tv.control != "off" else None
         self.sums = Sums()
         self.summed = 0
         self.guard = Guard(self.device)
@@ -323,6 +324,11 @@ class State:
         """The row was seen and is in the replay; ``chosen`` waits for the action, (N, A)."""
         self.carry, self._chosen = carry, chosen
         self.replay.added += 1
+
+    @property
+    def updates_here(self) -> int:
+        """Updates since tensors last moved."""
+        return self._update.calls
 
     def action(self) -> np.ndarray:
         """What was chosen, (N, A)."""
@@ -517,63 +523,40 @@ def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False) -> Report:
 
     Raises UserError before any work is lost, and Stopped, once all is saved, on SIGINT and SIGTERM.
     """
-    (result,) = train_together([Job(cfg, run_dir, resume)])
-    if isinstance(result, Exception):
-        raise result
-    return result
-
-
-def train_together(jobs: Sequence[Job], screen: Screen | None = None) -> list[Report | Exception]:
-    """Several runs in turns in this process, each as it would be alone. What each left behind, or why it ended.
-
-    On a GPU each has a stream of its own, so that their updates run side by side. A run that cannot go on (UserError,
-    NoisyTVError, OSError) leaves the others; SIGINT and SIGTERM stop them all, saved (Stopped). With ``screen``, which
-    shows them all, each says what it has to say in its folder, in log.txt.
-    """
-    with _Signals() as signals:
-        runs = [_Turns(job, signals, in_file=screen is not None) for job in jobs]
-        looked = 0.0
-        while active := [run for run in runs if run.result is None]:
-            for run in active:
-                run.go_on()
-                if screen:
-                    run.tell(screen)
-            if screen and time.monotonic() - looked > LOOK_EVERY:
-                screen.update({run.name: (run.step, run.job.cfg.steps) for run in runs if run.result is None})
-                looked = time.monotonic()
-    return [run.result for run in runs if run.result is not None]
-
-
-class _Turns:
-    """A run that goes on when it is asked to, up to where it has given its device something to do."""
-
-    def __init__(self, job: Job, signals: _Signals, *, in_file: bool) -> None:
-        self.job, self.name = job, job.run_dir.name
-        self.step = 0
-        self.result: Report | Exception | None = None
-        self._stream = new_stream(pick_device(job.cfg.device))
-        self._work = _work(job, signals, in_file)
-
-    def go_on(self) -> None:
-        with torch.cuda.stream(self._stream):
+    with Signals() as signals, torch.cuda.stream(new_stream(pick_device(cfg.device))):
+        work = session(Job(cfg, run_dir, resume), signals)
+        while True:
             try:
-                self.step = next(self._work)
+                next(work).serve()
             except StopIteration as end:
-                self.result = end.value
-            except (UserError, NoisyTVError, OSError, Stopped) as error:
-                self.result = error
-
-    def tell(self, screen: Screen) -> None:
-        """Say so if the run has ended."""
-        if isinstance(self.result, Report):
-            screen.done(self.name, self.job.cfg.steps)
-        elif self.result is not None:
-            screen.gone(self.name)
-            screen.say(f"{self.name} {'is stopped.' if isinstance(self.result, Stopped) else f'failed: {self.result}'}")
+                report: Report = end.value
+                return report
 
 
-def _work(job: Job, signals: _Signals, in_file: bool) -> Generator[int, None, Report]:
-    """The whole of a run; gives its env step whenever another run may go on meanwhile."""
+@dataclass
+class Wants:
+    """What a run wants done before it goes on: that its state observes, by this policy, or learns."""
+
+    state: State
+    policy: Policy | None  # None: learns
+    failed: UserError | None = None
+
+    def serve(self) -> None:
+        """Do it. What goes wrong is the run's to hear of, when it goes on."""
+        try:
+            if self.policy is None:
+                self.state.learn()
+            else:
+                self.state.observe(self.policy)
+        except UserError as error:
+            self.failed = error
+
+
+def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[Wants, None, Report]:
+    """The whole of a run, in steps: gives what it wants done, and goes on when that is under way.
+
+    ``in_file``: it says what it has to say in its folder, in log.txt, instead of on the screen. Raises as ``train``.
+    """
     cfg, run_dir, resume = job.cfg, job.run_dir, job.resume
     with RunLock(run_dir) as lock:
         before = read_config(run_dir) if resume else {}
@@ -582,6 +565,8 @@ def _work(job: Job, signals: _Signals, in_file: bool) -> Generator[int, None, Re
             raise UserError(f"{run_dir} already holds a run: go on with --resume, or choose another --run-name.")
         cfg = settled(cfg)
         torch.set_num_threads(cfg.threads)
+        if cfg.device == "cuda":
+            set_tf32(cfg.precision != "fp32")
         keep_freed_memory()
         spec = cfg.env().tv
         images, shown = load_images(spec.source, cfg.data_dir) if spec else (None, None)
@@ -623,8 +608,8 @@ class _Session:
     shown: TVImages | None
 
     def go(
-        self, signals: _Signals, in_file: bool, resume: bool, rollbacks: int, say: list[str]
-    ) -> Generator[int, None, Report]:
+        self, signals: Signals, in_file: bool, resume: bool, rollbacks: int, say: list[str]
+    ) -> Generator[Wants, None, Report]:
         """Prepare everything, then loop and finish."""
         cfg, run_dir = self.cfg, self.run_dir
         state = State(cfg, self.images)
@@ -709,7 +694,7 @@ class Report:
 
     summary: dict[str, Any]
     agent: Path
-    video: Path
+    video: Path | None  # None: not filmed
     curves: Path
 
 
@@ -743,14 +728,14 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     raise UserError(f"{path} is damaged; {fix}.")
 
 
-class _Signals:
+class Signals:
     """Notes SIGINT and SIGTERM instead of dying, from ``note`` on; the loop looks at ``caught`` between steps."""
 
     def __init__(self) -> None:
         self.caught: int | None = None
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> Signals:
         return self
 
     def note(self) -> None:
@@ -797,7 +782,7 @@ class _Run:
         images: ImageSource | None,
         log: MetricsLog,
         bar: Progress,
-        signals: _Signals,
+        signals: Signals,
     ):
         self.cfg, self.run_dir, self.run, self.state, self.images = cfg, run_dir, run, state, images
         self.log, self.bar, self.signals = log, bar, signals
@@ -806,11 +791,8 @@ class _Run:
         self.recent = deque[bool](maxlen=500)  # of TV on/off, for the screen alone
         self.tv_chance = tv_chance(cfg.env())
 
-    def loop(self) -> Iterator[int]:
-        """Act, remember, learn, report; until the steps are done or somebody asks to stop.
-
-        Gives the env step whenever the device is at work, and another run may go on meanwhile.
-        """
+    def loop(self) -> Iterator[Wants]:
+        """Act, remember, learn, report; until the steps are done or somebody asks to stop."""
         s, tally = self.state, self.state.tally
         if not s.row:
             s.row = s.envs.reset_row()
@@ -818,10 +800,9 @@ class _Run:
             # First, so that a checkpoint lies before the evaluation due at its step: whoever goes on from it evaluates.
             if self.cfg.eval_every and s.step - tally.evaluated >= self.cfg.eval_every:
                 self._keep_best(float(np.mean(self._evaluate(self.cfg.eval_episodes)[0].returns)))
-            s.observe("random" if s.step < self.cfg.prefill else "sample")
+            yield from self._want("random" if s.step < self.cfg.prefill else "sample")
             while self._update_is_due():  # before the envs move, so that a device learns while they do
-                s.learn()
-            yield s.step
+                yield from self._want(None)
             s.row = s.envs.step(s.action())
             self._count(s.row)
             self._log()
@@ -830,6 +811,12 @@ class _Run:
             if self.signals.caught is not None:
                 self._save()
                 raise Stopped(self.signals.caught)
+
+    def _want(self, policy: Policy | None) -> Iterator[Wants]:
+        wants = Wants(self.state, policy)
+        yield wants
+        if wants.failed:
+            raise wants.failed
 
     def _update_is_due(self) -> bool:
         """Whether learning lags behind ``update_every``, and a whole sequence is there to learn from."""
@@ -893,7 +880,7 @@ class _Run:
         now = time.monotonic()
         tally.seconds += now - self.clock
         values["wall_steps_per_s"] = passed / (now - self.clock)
-        if s.probe:
+        if s.probe and self.cfg.tv.control is None:
             values |= s.probe.report()
         self._alarm(values)
         self.clock = now
@@ -916,7 +903,7 @@ class _Run:
     def _make(self, *, tv_on: bool) -> Callable[[], gym.Env[Any, Any]]:
         return lambda: make_env(self.cfg.env(tv_on=tv_on), images=self.images)
 
-    def _evaluate(self, episodes: int) -> tuple[Scores, Scores | None, Path]:
+    def _evaluate(self, episodes: int) -> tuple[Scores, Scores | None, Path | None]:
         """What ``_play`` says. A signal ends it and the run; whoever goes on begins the evaluation again."""
         try:
             return self._play(episodes)
@@ -928,7 +915,7 @@ class _Run:
         if self.signals.caught is not None:
             raise Stopped(self.signals.caught)
 
-    def _play(self, episodes: int) -> tuple[Scores, Scores | None, Path]:
+    def _play(self, episodes: int) -> tuple[Scores, Scores | None, Path | None]:
         """Play with the policy's mode, the TV as in training and showing nothing; film one episode.
 
         Showing nothing is "sham". For a policy that no longer learns, "off" is the same env but for a button that does
@@ -943,20 +930,18 @@ class _Run:
             same = self.cfg.env(tv_on=False) == self.cfg.env()  # a TV that was a sham from the start
             make = self._make(tv_on=False)
             off = scores if same else evaluate(s.agent, make, episodes=episodes, seed=EVAL_SEED, watch=watch)
-        trace = record(
-            s.agent,
-            self._make(tv_on=True),
-            seed=EVAL_SEED,
-            title=f"{self.run_dir.name} after {s.step:,} steps",
-            has_tv=self.cfg.noisy_tv,
-            watch=watch,
-        )
+        trace = None
+        if self.cfg.film:
+            title = f"{self.run_dir.name} after {s.step:,} steps"
+            make, has_tv = self._make(tv_on=True), self.cfg.noisy_tv
+            trace = record(s.agent, make, seed=EVAL_SEED, title=title, has_tv=has_tv, watch=watch)
         # Only now, so that whoever is stopped before has evaluated nothing, and evaluates when he goes on.
         s.tally.evaluated = s.step
         self.log.write(s.step, "eval", {"arm": "as_trained", **scores.row(has_tv=self.cfg.noisy_tv)})
         if off:
             self.log.write(s.step, "eval", {"arm": "tv_off", **off.row()})
-        video = episode_video(self.run_dir / "videos" / f"eval_iter_{s.step}_ep_0.mp4", trace)
+        path = self.run_dir / "videos" / f"eval_iter_{s.step}_ep_0.mp4"
+        video = episode_video(path, trace) if trace else None
         self.bar.say(f"{s.step:,} steps: evaluation return {np.mean(scores.returns):.1f} (mean of {episodes})")
         return scores, off, video
 

@@ -216,7 +216,7 @@ def test_only_one_signal_is_held_back() -> None:
     # Shells start background jobs with SIGINT ignored; this test then has to bring Python's own handler.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with train_module._Signals() as signals:
+        with train_module.Signals() as signals:
             signals.note()
             signal.raise_signal(signal.SIGINT)
             assert signals.caught == signal.SIGINT
@@ -576,7 +576,7 @@ def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
 
 def test_a_replay_that_no_memory_holds(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not fit into memory; lower replay_capacity"):
-        train(replace(TINY, replay_capacity=10**15), tmp_path / "run")
+        train(replace(TINY, replay_capacity=10**15, steps=10**15), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -6,13 +6,14 @@ import argparse
 import shlex
 import signal
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import tyro
 from rich.console import Console
 
 from dreamer_lpm.compare.cost import dry_run, jobs_for
-from dreamer_lpm.compare.folder import cell_job, known_machine, slim, write_grid
+from dreamer_lpm.compare.folder import cell_job, known_machine, slim, together, write_grid
 from dreamer_lpm.compare.plan import ARMS, make_plan
 from dreamer_lpm.compare.pool import Locked, Pool
 from dreamer_lpm.curiosity import REGISTRY
@@ -26,6 +27,7 @@ from dreamer_lpm.train import RunConfig
 from dreamer_lpm.types import UserError
 
 PROGRAM = "dreamer-lpm compare"
+TOGETHER = 64  # small agents on one GPU; those that are alike learn as one
 
 
 def main(args: list[str]) -> int:
@@ -53,6 +55,8 @@ def main(args: list[str]) -> int:
         machine = plan.machine(known)
         write_grid(out, plan, machine, args)
         jobs = options.jobs or jobs_for(machine)
+        if options.together is None:
+            options.together = TOGETHER if machine.device == "cuda" else 1
         cells = [cell_job(out, key, machine.settle(plan.config(key))) for key in plan.cells()]
         finished = [cell for cell in cells if cell.finished()]
         screen = Screen(
@@ -63,7 +67,10 @@ def main(args: list[str]) -> int:
         )
         with screen:
             screen.say(f"{len(cells)} cells, {len(finished)} of them finished; {jobs} side by side, in {out}.")
-            pool = Pool(jobs=jobs, retries=options.retries, threads=machine.threads, lock=lock, screen=screen)
+            pool = Pool(
+                jobs=jobs, retries=options.retries, threads=machine.threads, lock=lock, screen=screen,
+                together=(partial(together, out), options.together) if options.together > 1 else None,
+            )  # fmt: skip
             failed = pool.run(cells)
         if options.slim:
             slim(cells)
@@ -86,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--out", type=Path, help="the grid's folder")
     group.add_argument("--preset", help=f"sizes of the agent: {', '.join(PRESETS)}")
     group.add_argument("--jobs", type=int, default=0, help="runs side by side (default: what the machine can bear)")
+    group.add_argument("--together", type=int, help=f"runs in one process (default: {TOGETHER} on a GPU, else 1)")
     group.add_argument("--retries", type=int, default=2, help="times that a cell that fails goes on (default: 2)")
     group.add_argument("--slim", action="store_true", help="of finished cells, delete checkpoints and replay")
     group.add_argument("--dry-run", action="store_true", help="say what it will cost, and start nothing")
@@ -106,8 +114,8 @@ def _seeds(given: Sequence[int] | None) -> int | Sequence[int] | None:
 def _check(options: argparse.Namespace) -> None:
     if options.out is None:
         raise UserError("Where to? Name the grid's folder, for example --out runs/grid1.")
-    for name in ("jobs", "retries"):
-        if getattr(options, name) < 0:
+    for name in ("jobs", "retries", "together"):
+        if (getattr(options, name) or 0) < 0:
             raise UserError(f"--{name} must be 0 or more, not {getattr(options, name)}.")
 
 

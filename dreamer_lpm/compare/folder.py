@@ -6,6 +6,7 @@ import dataclasses
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,21 @@ def write_grid(out: Path, plan: Plan, machine: Machine, args: list[str]) -> None
     write_atomically(out / GRID_FILE, dumps(about, indent=2) + "\n")
 
 
+def _settings(out: Path, name: str) -> Path:
+    return out / "settings" / f"{name}.json"
+
+
+def together(out: Path, jobs: Sequence[Job]) -> list[str]:
+    """The command to start these cells in one process, or to go on with what there is of each."""
+    for job in jobs:
+        job.command()  # for what it leaves on disk
+    settings = [str(_settings(out, job.name)) for job in jobs]
+    return [sys.executable, "-m", "dreamer_lpm", "train", "--runs", str(out / CELLS), "--cells", *settings]
+
+
 def cell_job(out: Path, key: Key, cfg: RunConfig) -> Job:
     folder = out / CELLS / key.name
-    settings = out / "settings" / f"{key.name}.json"
+    settings = _settings(out, key.name)
 
     def command() -> list[str]:
         """Start the cell, or go on with what there is of it."""

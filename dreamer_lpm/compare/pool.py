@@ -39,9 +39,12 @@ class Job:
     finished: Callable[[], bool]
 
 
+Together = tuple[Callable[[Sequence[Job]], list[str]], int]
+
+
 @dataclass
 class _Running:
-    job: Job
+    jobs: list[Job]
     process: subprocess.Popen[bytes]
 
 
@@ -88,12 +91,16 @@ class Locked:
 class Pool:
     """``Pool(jobs=2, retries=2, lock=lock, screen=screen).run(cells)`` returns the names of the cells that failed.
 
-    ``threads``: of each process. After SIGINT, SIGTERM or SIGHUP the cells are told to stop, which saves them, and
-    ``caught`` is that signal; a second one ends them at once. Each cell is a process group of its own, so a Ctrl-C
-    reaches them only through here.
+    ``jobs``: processes at a time. ``together``: the command for several cells in one process, and how many at most;
+    None: a process for each. ``threads``: of each process. After SIGINT, SIGTERM or SIGHUP the cells are told to stop,
+    which saves them, and ``caught`` is that signal; a second one ends them at once. Each process is a process group of
+    its own, so a Ctrl-C reaches them only through here.
     """
 
-    def __init__(self, *, jobs: int, retries: int, threads: int, lock: Locked, screen: Screen):
+    def __init__(
+        self, *, jobs: int, retries: int, threads: int, lock: Locked, screen: Screen, together: Together | None = None
+    ):
+        self._together = together
         self._jobs, self._retries, self._threads, self._lock, self._screen = jobs, retries, threads, lock, screen
         self._running: list[_Running] = []
         self._tries: dict[str, int] = {}
@@ -109,14 +116,16 @@ class Pool:
         try:
             while self._running or (waiting and self.caught is None):
                 while waiting and len(self._running) < self._jobs and self.caught is None:
-                    self._start(waiting.popleft())
+                    many = self._together[1] if self._together else 1
+                    self._start([waiting.popleft() for _ in range(min(many, len(waiting)))])
                 time.sleep(LOOK_EVERY)
                 self._pass_on()
                 self._show()
                 for running in [r for r in self._running if r.process.poll() is not None]:
                     self._running.remove(running)
                     self._lock.note([r.process.pid for r in self._running])
-                    self._ended(running, waiting)
+                    for job in reversed(running.jobs):  # those to try again keep their order at the head
+                        self._ended(job, running.process.returncode, waiting)
         finally:
             for running in self._running:  # only after an error here
                 running.process.terminate()
@@ -124,8 +133,9 @@ class Pool:
                 signal.signal(signum, handler)
         return self._failed
 
-    def _start(self, job: Job) -> None:
-        command = job.command()
+    def _start(self, jobs: list[Job]) -> None:
+        job = jobs[0]
+        command = self._together[0](jobs) if self._together and len(jobs) > 1 else job.command()
         job.log.parent.mkdir(parents=True, exist_ok=True)
         threads = str(self._threads)
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
@@ -134,11 +144,10 @@ class Pool:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
                 start_new_session=True, pass_fds=[self._lock.fd],
             )  # fmt: skip
-        self._running.append(_Running(job, process))
+        self._running.append(_Running(jobs, process))
         self._lock.note([r.process.pid for r in self._running])
 
-    def _ended(self, running: _Running, waiting: deque[Job]) -> None:
-        job, status = running.job, running.process.returncode
+    def _ended(self, job: Job, status: int, waiting: deque[Job]) -> None:
         if job.finished():
             self._screen.done(job.name, job.steps)
             return
@@ -155,7 +164,8 @@ class Pool:
             self._screen.say(f"{job.name} {why}, and is left. {last_words(job.log)} ({job.log})")
 
     def _show(self) -> None:
-        self._screen.update({r.job.name: (steps_done(r.job.folder), r.job.steps) for r in self._running})
+        every = [job for running in self._running for job in running.jobs]
+        self._screen.update({job.name: (steps_done(job.folder), job.steps) for job in every})
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.caught = self.caught or signum

@@ -1,0 +1,138 @@
+"""Several runs in one process, in turns, each as it would be alone; on a GPU those that are alike learn as one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from dreamer_lpm.capture import new_stream
+from dreamer_lpm.flock import Flock, alike
+from dreamer_lpm.machine import pick_device
+from dreamer_lpm.noisy_tv import NoisyTVError
+from dreamer_lpm.report.screen import Screen
+from dreamer_lpm.train import Job, Report, Signals, Stopped, Wants, session
+from dreamer_lpm.types import UserError
+
+FLOCKS_ON = ("cuda",)  # devices; a CPU is busy with one agent
+LOOK_EVERY = 0.2  # seconds between two looks at all runs, for the screen
+
+
+def train_together(jobs: Sequence[Job], screen: Screen | None = None) -> list[Report | Exception]:
+    """Start these runs, or go on with them. What each left behind, or why it ended.
+
+    A run that cannot go on (UserError, NoisyTVError, OSError) leaves the others; SIGINT and SIGTERM stop them all,
+    saved (Stopped). With ``screen``, which shows them all, each says what it has to say in its folder, in log.txt.
+    """
+    with Signals() as signals:
+        runs = [_Turns(job, signals, in_file=screen is not None) for job in jobs]
+        flocks = _Flocks()
+        looked = 0.0
+        while active := [run for run in runs if run.result is None]:
+            for run in active:
+                run.go_on()
+                if screen and run.result is not None:
+                    run.tell(screen)
+            flocks.serve([run for run in active if run.device.type in FLOCKS_ON and run.result is None])
+            for run in active:
+                run.serve()
+            if screen and time.monotonic() - looked > LOOK_EVERY:
+                screen.update({run.name: (run.step, run.job.cfg.steps) for run in active if run.result is None})
+                looked = time.monotonic()
+    return [run.result for run in runs if run.result is not None]
+
+
+class _Turns:
+    """A run that goes on, when it is asked to, up to where it wants its state to do something."""
+
+    def __init__(self, job: Job, signals: Signals, *, in_file: bool) -> None:
+        self.job, self.name = job, job.run_dir.name
+        self.device = pick_device(job.cfg.device)
+        self.stream = new_stream(self.device)
+        self.result: Report | Exception | None = None
+        self.wants: Wants | None = None
+        self.waits = False  # for others, to do it with them
+        self.step = 0
+        self._work = session(job, signals, in_file=in_file)
+
+    def go_on(self) -> None:
+        """Up to what it wants next, unless it still wants something, or to its end."""
+        if self.wants:
+            return
+        with torch.cuda.stream(self.stream):
+            try:
+                self.wants = next(self._work)
+                self.step = self.wants.state.step
+            except StopIteration as end:
+                self.result = end.value
+            except (UserError, NoisyTVError, OSError, Stopped) as error:
+                self.result = error
+
+    def serve(self) -> None:
+        """What it wants, for it alone, unless it waits for others."""
+        if self.wants and not self.waits:
+            with torch.cuda.stream(self.stream):
+                self.wants.serve()
+            self.wants = None
+
+    def tell(self, screen: Screen) -> None:
+        """Say how the run ended."""
+        if isinstance(self.result, Report):
+            screen.done(self.name, self.job.cfg.steps)
+        else:
+            screen.gone(self.name)
+            screen.say(f"{self.name} {'is stopped.' if isinstance(self.result, Stopped) else f'failed: {self.result}'}")
+
+
+class _Flocks:
+    """Which runs learn as one.
+
+    Members learn all at once, so those that want to learn wait for the others. What they observe, they may also observe
+    alone: an episode may have ended for one before another.
+    """
+
+    def __init__(self) -> None:
+        self._flocks: list[tuple[list[_Turns], Flock]] = []
+
+    def serve(self, runs: Sequence[_Turns]) -> None:
+        """Do what members of a flock want, if they all want the same; of all others, note who waits."""
+        for members, flock in list(self._flocks):
+            if not all(run in runs and run.wants and run.wants.state in flock.states for run in members):
+                flock.dissolve()  # one has ended, or gone back to a checkpoint
+                self._flocks.remove((members, flock))
+        for run in runs:
+            run.waits = False
+        self._gather(runs)
+        for members, flock in self._flocks:
+            wants = {run.wants.policy for run in members if run.wants}
+            if len(wants) > 1:
+                for run in members:
+                    run.waits = run.wants is not None and run.wants.policy is None
+                continue
+            with torch.cuda.stream(members[0].stream):
+                (policy,) = wants
+                flock.learn() if policy is None else flock.observe(policy)
+            for run in members:
+                run.wants = None
+
+    def _gather(self, runs: Sequence[_Turns]) -> None:
+        """New flocks, of runs that are alike and stand before their second update; until all do, the first wait."""
+        taken = [run for members, _ in self._flocks for run in members]
+        free = [(run, run.wants.state) for run in runs if run not in taken and run.wants]
+        while free:
+            _, first = free[0]
+            peers = [(run, state) for run, state in free if alike(first, state)]
+            free = [pair for pair in free if pair not in peers]
+            peers = [(run, state) for run, state in peers if state.updates_here < 2]
+            ready = [run for run, state in peers if state.updates_here == 1 and run.wants and run.wants.policy is None]
+            if len(ready) < len(peers):
+                for run in ready:
+                    run.waits = True
+            elif len(peers) > 1:
+                for run in ready:
+                    if run.stream and ready[0].stream:
+                        ready[0].stream.wait_stream(run.stream)
+                    run.stream = ready[0].stream
+                with torch.cuda.stream(ready[0].stream):
+                    self._flocks.append((ready, Flock([state for _, state in peers])))

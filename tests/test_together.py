@@ -1,0 +1,125 @@
+"""Several runs in one process: each as it would be alone, whatever becomes of the others."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dreamer_lpm import guard as guard_module
+from dreamer_lpm import together as together_module
+from dreamer_lpm.flock import Flock
+from dreamer_lpm.guard import Guard
+from dreamer_lpm.report.metrics import read_metrics
+from dreamer_lpm.together import train_together
+from dreamer_lpm.train import Job, Report, RunConfig, State, Stopped, train
+from dreamer_lpm.types import NotFinite, UserError
+from tests.tiny_run import TINY, WITH_TV
+
+CFG = replace(WITH_TV, steps=150, eval_every=70, checkpoint_every=50, num_envs=1, replay_capacity=300)
+SEEDS = [replace(CFG, seed=seed) for seed in range(3)]
+OTHER = replace(CFG, agent=replace(TINY.agent, curiosity="none"), steps=100)
+LONGER = replace(CFG, seed=7, steps=190)
+
+
+@pytest.fixture
+def flocks(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """On a CPU as on a GPU. How many updates were made by flocks of each size."""
+    monkeypatch.setattr(together_module, "FLOCKS_ON", ("cpu",))
+    monkeypatch.setattr(guard_module, "TOLD_AT_ONCE", ())
+    sizes: Counter[int] = Counter()
+    learn = Flock.learn
+    monkeypatch.setattr(Flock, "learn", lambda self: (sizes.update([len(self.states)]), learn(self))[1])
+    return sizes
+
+
+def jobs(folder: Path, *cfgs: RunConfig, resume: bool = False) -> list[Job]:
+    return [Job(cfg, folder / f"{cfg.agent.curiosity}-{cfg.seed}", resume) for cfg in cfgs]
+
+
+def weights(job: Job) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(job.run_dir / "agent_lpm.pth", weights_only=True)["weights"]
+    return found
+
+
+def rows(job: Job) -> list[tuple[Any, ...]]:
+    return [(row["step"], row["kind"], sorted(row), row.get("updates")) for row in read_metrics(job.run_dir)]
+
+
+def assert_alike(a: Job, b: Job) -> None:
+    for (key, x), y in zip(weights(a).items(), weights(b).values(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-2, atol=1e-3, msg=key)
+    assert rows(a) == rows(b)
+
+
+def test_each_run_is_what_it_would_be_alone(tmp_path: Path, flocks: Counter[int]) -> None:
+    every = jobs(tmp_path / "together", *SEEDS, OTHER, LONGER)
+    results = train_together(every)
+    assert all(isinstance(result, Report) for result in results), results
+    assert flocks[4] > 15, "four are alike: the fifth has another curiosity"
+    for job in every:
+        alone = Job(job.cfg, tmp_path / "alone" / job.run_dir.name)
+        train(alone.cfg, alone.run_dir)
+        assert_alike(job, alone)
+    size = (tmp_path / "together" / "lpm-0" / "agent_lpm.pth").stat().st_size
+    assert size < 1.05 * (tmp_path / "alone" / "lpm-0" / "agent_lpm.pth").stat().st_size, "its own weights alone"
+
+
+def test_without_flocks_the_bits_are_the_same(tmp_path: Path) -> None:
+    every = jobs(tmp_path / "together", *SEEDS[:2])
+    train_together(every)
+    for job in every:
+        alone = Job(job.cfg, tmp_path / "alone" / job.run_dir.name)
+        train(alone.cfg, alone.run_dir)
+        assert all(torch.equal(x, y) for x, y in zip(weights(job).values(), weights(alone).values(), strict=True))
+
+
+def test_a_signal_saves_them_all_and_all_go_on(
+    tmp_path: Path, flocks: Counter[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    learned = State.learned
+
+    def interrupted(self: State) -> None:
+        learned(self)
+        if self.tally.updates == 12 and self.cfg.seed == 1 and not flocks["told"]:  # type: ignore[index]
+            flocks["told"] += 1  # type: ignore[index]
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(State, "learned", interrupted)
+    results = train_together(jobs(tmp_path, *SEEDS))
+    assert [type(result) for result in results] == [Stopped] * 3
+    assert signal.getsignal(signal.SIGTERM) is before
+    every = jobs(tmp_path, *SEEDS, resume=True)
+    assert all(isinstance(result, Report) for result in train_together(every))
+    for job in every:
+        alone = Job(job.cfg, tmp_path / "alone" / job.run_dir.name)
+        train(alone.cfg, alone.run_dir)
+        assert_alike(job, alone)
+
+
+def test_one_that_fails_leaves_the_others(
+    tmp_path: Path, flocks: Counter[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, asked = Guard.ask, [0]
+
+    def ill(self: Guard) -> None:
+        look(self)
+        asked[0] += 1
+        if asked[0] == 8:
+            raise NotFinite("planted")
+
+    taken = jobs(tmp_path, CFG)[0].run_dir
+    taken.mkdir(parents=True)
+    (taken / "metrics.jsonl").write_text('{"step": 1, "kind": "train"}\n')
+    monkeypatch.setattr(Guard, "ask", ill)
+    results = train_together(jobs(tmp_path, *SEEDS, LONGER))
+    assert isinstance(results[0], UserError)
+    assert "already holds a run" in str(results[0])
+    others = [result for result in results[1:] if isinstance(result, Report)]
+    assert sorted(other.summary["rollbacks"] for other in others) == [0, 0, 1]

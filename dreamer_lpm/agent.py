@@ -18,7 +18,9 @@ from dreamer_lpm.curiosity import (
     Transition,
     build_curiosity,
     reads_embeddings,
+    reads_pictures,
 )
+from dreamer_lpm.machine import at_once, lanes
 from dreamer_lpm.nets import masked_mean
 from dreamer_lpm.types import ActionSpec, Batch
 from dreamer_lpm.world import Latent, Lesson, WorldConfig, WorldModel
@@ -123,7 +125,6 @@ class Agent(nn.Module):
         with torch.random.fork_rng(devices=[]):  # the layers' initial weights, without touching the global generator
             torch.manual_seed(seed)
             self.world, self.behavior, self.curiosity = build_parts(cfg, spec, size)
-        self._embeds = reads_embeddings(self.curiosity)
         self.to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         parts: list[tuple[str, nn.Module, float]] = [
@@ -172,7 +173,9 @@ class Agent(nn.Module):
 
     def autocast(self) -> torch.autocast:
         """bf16 where asked for."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        # Without its cache of cast weights, which two threads would share: a copy that one made without a gradient
+        # would stop the other's.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
 
     def noise(self, batch: int, length: int) -> Noise:
         """The random numbers of one update from ``batch`` sequences of ``length`` steps."""
@@ -192,16 +195,20 @@ class Agent(nn.Module):
         look at any value, so that it can be recorded once and replayed.
         """
         noise = self.noise(*batch.reward.shape) if noise is None else noise
+        with lanes(self.device) as count:
+            return self._update(batch, noise, count)
+
+    def _update(self, batch: Batch, noise: Noise, lanes: int) -> dict[str, Tensor]:
+        self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             lesson = self.world.loss(batch, noise.world)
-            world = {k: v.mean() for k, v in lesson.losses.items()}
-            seen = self._transitions(batch, lesson)
-            curiosity = self.curiosity.loss(seen)
-            behavior, dream_metrics, dreamed = self._dream(batch, lesson.latents.detach(), noise)
-        scalars = {**world, **curiosity, **behavior}
-        total = torch.stack([x.float() for x in scalars.values()]).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(total)
+        # No weight moves before both are done, and neither's gradients are the other's.
+        world, (others, seen, dream_metrics, dreamed) = at_once(
+            lambda: _backward({k: v.mean() for k, v in lesson.losses.items()}),
+            lambda: self._learn_from(batch, lesson, noise),
+            lanes,
+        )
+        scalars = {**world, **others}
         norms = {
             f"grad/{name}": nn.utils.clip_grad_norm_(params, self.cfg.clip) for name, params in self._learned.items()
         }
@@ -211,12 +218,27 @@ class Agent(nn.Module):
         with torch.no_grad():
             bonus = self.curiosity.reward(seen.unseen())
         return {
-            **{f"loss/{k}": v.detach() for k, v in scalars.items()},
+            **{f"loss/{k}": v for k, v in scalars.items()},
             **norms,
             **dream_metrics,
             **_tv_metrics(batch, lesson, bonus, seen.mask),
             **self._health(lesson),
         }
+
+    def _learn_from(
+        self, batch: Batch, lesson: Lesson, noise: Noise
+    ) -> tuple[dict[str, Tensor], Transition, dict[str, Tensor], Tensor]:
+        """Losses (), with their gradients done, of all that learns from the world model without teaching it.
+
+        Also what curiosity was shown, the dreams' metrics (), and the features dreamed of.
+        """
+        with self.autocast():
+            error, gate = self.world.foresee(batch, lesson)
+            seen = self._transitions(batch, lesson, error)
+            curiosity = self.curiosity.loss(seen)
+            behavior, metrics, dreamed = self._dream(batch, lesson.latents.detach(), noise)
+        losses = {**{k: v.mean() for k, v in gate.items()}, **curiosity, **behavior}
+        return _backward(losses), seen, metrics, dreamed
 
     @torch.no_grad()
     def _health(self, lesson: Lesson) -> dict[str, Tensor]:
@@ -231,19 +253,29 @@ class Agent(nn.Module):
             "health/entropy": self.behavior.randomness,
         }
 
-    def _transitions(self, batch: Batch, lesson: Lesson) -> Transition:
-        """The replayed steps as curiosity sees them: state t, the action that led to t+1, state t+1. (B, T-1)."""
-        feat = lesson.latents.detach().feat.float()
+    def _transitions(self, batch: Batch, lesson: Lesson, error: Tensor) -> Transition:
+        """The replayed steps as curiosity sees them: state t, the action that led to t+1, state t+1. (B, T-1).
+
+        error (B, T) of the frames that had been expected.
+        """
+        latents = lesson.latents.detach()
+        feat = latents.feat.float()
         steps = Transition(
             feat=feat[:, :-1], action=batch.action[:, 1:], next_feat=feat[:, 1:], mask=~batch.is_first[:, 1:],
-            target=lesson.target[:, 1:], predicted=lesson.predicted[:, 1:], frame=lesson.target[:, :-1],
-            kl=lesson.kl[:, 1:],
+            kl=lesson.kl[:, 1:], error=error[:, 1:],
         )  # fmt: skip
-        if not self._embeds:
+        pictures, embeds = reads_pictures(self.curiosity), reads_embeddings(self.curiosity)
+        if not (pictures or embeds):
             return steps
-        with torch.no_grad():
-            expected = self.world.encoder(lesson.predicted[:, 1:] * 255)
-        return replace(steps, target_embed=lesson.embeds[:, 1:], predicted_embed=expected)
+        expected = self.world.predict(latents)[:, 1:]
+        if pictures:
+            seen = batch.obs.float() / 255
+            steps = replace(steps, target=seen[:, 1:], predicted=expected, frame=seen[:, :-1])
+        if embeds:
+            with torch.no_grad():
+                embed = self.world.encoder(expected * 255)
+            steps = replace(steps, target_embed=lesson.embeds[:, 1:], predicted_embed=embed)
+        return steps
 
     def _dream(
         self, batch: Batch, latents: Latent, noise: Noise
@@ -269,6 +301,13 @@ class Agent(nn.Module):
             "dream/return_range": self.behavior.range.scale,
         }
         return {k: v.mean() for k, v in losses.items()}, metrics, dream.feat[1:]
+
+
+def _backward(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Adds the gradients of their sum; the losses () themselves, detached."""
+    if losses:
+        torch.autograd.backward(torch.stack([x.float() for x in losses.values()]).sum())
+    return {k: v.detach() for k, v in losses.items()}
 
 
 @torch.no_grad()

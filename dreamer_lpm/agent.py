@@ -19,7 +19,9 @@ from dreamer_lpm.curiosity import (
     Transition,
     build_curiosity,
     reads_embeddings,
+    reads_pictures,
 )
+from dreamer_lpm.machine import at_once, lanes
 from dreamer_lpm.nets import gumbel, masked_mean, one_hot
 from dreamer_lpm.types import ActionSpec, Batch
 from dreamer_lpm.world import Latent, Lesson, WorldConfig, WorldModel
@@ -132,7 +134,6 @@ class Agent(nn.Module):
         with torch.random.fork_rng(devices=[]):  # the layers' initial weights, without touching the global generator
             torch.manual_seed(seed)
             self.world, self.behavior, self.curiosity = build_parts(cfg, spec, size)
-        self._embeds = reads_embeddings(self.curiosity)
         self.to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         parts: list[tuple[str, nn.Module, float]] = [
@@ -199,7 +200,10 @@ class Agent(nn.Module):
 
     def autocast(self) -> torch.autocast:
         """bf16 where asked for."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        # On a CPU without its cache of cast weights, which two threads would share: a copy that one made without a
+        # gradient would stop the other's.
+        cache = self.device.type != "cpu"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=cache)
 
     def update_chances(self, batch: int, length: int) -> int:
         """How many random numbers an update from ``batch`` sequences of ``length`` steps takes."""
@@ -225,31 +229,51 @@ class Agent(nn.Module):
         they are not given), with static shapes and without a look at any value: it can be recorded once and replayed.
         """
         uniform = self.uniform(self.update_chances(*batch.reward.shape)) if uniform is None else uniform
-        thought = self(batch, uniform)
+        with lanes(self.device) as count:
+            return self._update(batch, uniform, count)
+
+    def _update(self, batch: Batch, uniform: Tensor, lanes: int) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(total(thought.losses))
+        noise = self._noise(uniform, *batch.reward.shape)
+        lesson = self._watch(batch, noise)
+
+        def learn_from_it() -> Thought:
+            thought = self._think(batch, lesson, noise)
+            return thought._replace(losses=_backward(thought.losses))
+
+        # No weight moves before both are done, and neither's gradients are the other's.
+        world, thought = at_once(lambda: _backward(_means(lesson.losses)), learn_from_it, lanes)
         norms = {
             f"grad/{name}": nn.utils.clip_grad_norm_(params, self.cfg.clip) for name, params in self.learned.items()
         }
         self.optimizer.step()
         self.behavior.critic.follow()
         self.felt = thought.felt
-        return {**{f"loss/{k}": v.detach() for k, v in thought.losses.items()}, **norms, **thought.metrics}
+        return {**{f"loss/{k}": v for k, v in {**world, **thought.losses}.items()}, **norms, **thought.metrics}
 
     def forward(self, batch: Batch, uniform: Tensor) -> Thought:
         """Everything of an update before its gradients. Buffers move (running means, queues), weights do not."""
         noise = self._noise(uniform, *batch.reward.shape)
+        lesson = self._watch(batch, noise)
+        thought = self._think(batch, lesson, noise)
+        return thought._replace(losses={**_means(lesson.losses), **thought.losses})
+
+    def _watch(self, batch: Batch, noise: Noise) -> Lesson:
         with self.autocast():
-            lesson = self.world.loss(batch, noise.world)
-            world = {k: v.mean() for k, v in lesson.losses.items()}
-            seen = self._transitions(batch, lesson)
+            return self.world.loss(batch, noise.world)
+
+    def _think(self, batch: Batch, lesson: Lesson, noise: Noise) -> Thought:
+        """Of all that learns from the world model without teaching it."""
+        with self.autocast():
+            error, gate = self.world.foresee(batch, lesson)
+            seen = self._transitions(batch, lesson, error)
             curiosity = self.curiosity.loss(seen)
             behavior, dream_metrics, dreamed = self._dream(batch, lesson.latents.detach(), noise)
         with torch.no_grad():
             bonus = self.curiosity.reward(seen.unseen())
         metrics = {**dream_metrics, **_tv_metrics(batch, lesson, bonus, seen.mask), **self._health(lesson)}
         felt = Felt(lesson.latents.feat.detach().float(), dreamed.detach().float())
-        return Thought({**world, **curiosity, **behavior}, metrics, felt)
+        return Thought({**_means(gate), **curiosity, **behavior}, metrics, felt)
 
     @torch.no_grad()
     def _health(self, lesson: Lesson) -> dict[str, Tensor]:
@@ -264,19 +288,29 @@ class Agent(nn.Module):
             "health/entropy": self.behavior.randomness,
         }
 
-    def _transitions(self, batch: Batch, lesson: Lesson) -> Transition:
-        """The replayed steps as curiosity sees them: state t, the action that led to t+1, state t+1. (B, T-1)."""
-        feat = lesson.latents.detach().feat.float()
+    def _transitions(self, batch: Batch, lesson: Lesson, error: Tensor) -> Transition:
+        """The replayed steps as curiosity sees them: state t, the action that led to t+1, state t+1. (B, T-1).
+
+        error (B, T) of the frames that had been expected.
+        """
+        latents = lesson.latents.detach()
+        feat = latents.feat.float()
         steps = Transition(
             feat=feat[:, :-1], action=batch.action[:, 1:], next_feat=feat[:, 1:], mask=~batch.is_first[:, 1:],
-            target=lesson.target[:, 1:], predicted=lesson.predicted[:, 1:], frame=lesson.target[:, :-1],
-            kl=lesson.kl[:, 1:],
+            kl=lesson.kl[:, 1:], error=error[:, 1:],
         )  # fmt: skip
-        if not self._embeds:
+        pictures, embeds = reads_pictures(self.curiosity), reads_embeddings(self.curiosity)
+        if not (pictures or embeds):
             return steps
-        with torch.no_grad():
-            expected = self.world.encoder(lesson.predicted[:, 1:] * 255)
-        return replace(steps, target_embed=lesson.embeds[:, 1:], predicted_embed=expected)
+        expected = self.world.predict(latents)[:, 1:]
+        if pictures:
+            seen = batch.obs.float() / 255
+            steps = replace(steps, target=seen[:, 1:], predicted=expected, frame=seen[:, :-1])
+        if embeds:
+            with torch.no_grad():
+                embed = self.world.encoder(expected * 255)
+            steps = replace(steps, target_embed=lesson.embeds[:, 1:], predicted_embed=embed)
+        return steps
 
     def _dream(
         self, batch: Batch, latents: Latent, noise: Noise
@@ -307,6 +341,17 @@ class Agent(nn.Module):
 def total(losses: Mapping[str, Tensor]) -> Tensor:
     """Their sum, (), in fp32."""
     return torch.stack([x.float() for x in losses.values()]).sum()
+
+
+def _means(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.mean() for k, v in losses.items()}
+
+
+def _backward(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Adds the gradients of their sum; the losses () themselves, detached."""
+    if losses:
+        torch.autograd.backward(total(losses))
+    return {k: v.detach() for k, v in losses.items()}
 
 
 @torch.no_grad()

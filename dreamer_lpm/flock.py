@@ -21,6 +21,7 @@ from dreamer_lpm.agent import Agent, Carry, Policy, Thought, total
 from dreamer_lpm.capture import Captured, Download, upload
 from dreamer_lpm.types import Batch
 from dreamer_lpm.world import Latent
+from dreamer_lpm.world.codec import as_products
 
 if TYPE_CHECKING:
     from dreamer_lpm.train import State
@@ -44,6 +45,7 @@ class Flock:
         self._optimizer = self._stacked_optimizer()
         for state in self.states:
             state.forget_graphs()
+            as_products(state.agent)
         self._observe = {policy: Captured(self._bind(policy), self.device) for policy in ("random", "sample")}
         self._update = Captured(self._learn, self.device)
         self._chosen = Download(self.device)

@@ -6,13 +6,19 @@ import ctypes
 import os
 import sys
 import time
-from typing import Literal, cast
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Literal, TypeVar, cast
 
 import torch
 
 from dreamer_lpm.types import UserError
 
 Precision = Literal["fp32", "tf32", "bf16"]
+X = TypeVar("X")
+Y = TypeVar("Y")
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -68,6 +74,49 @@ def pick_threads(wanted: int) -> int:
     return wanted or min(2, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
 
 
+@contextmanager
+def lanes(device: torch.device) -> Iterator[int]:
+    """One thread for each operation while this lasts, and how many of them may go side by side (see :func:`at_once`).
+
+    Two threads inside of every operation gain little where most are small, and lose all where another process has one
+    of the cores: each waits for both. Two halves of an update side by side wait for each other once.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads < 2:
+        yield 1
+        return
+    torch.set_num_threads(1)
+    try:
+        yield 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def at_once(first: Callable[[], X], second: Callable[[], Y], lanes: int) -> tuple[X, Y]:
+    """Both results, worked out side by side where there are two lanes; the bits are the same.
+
+    They must not write what the other reads. Modes such as autocast are each thread's own: set them inside.
+    """
+    if lanes < 2:
+        return first(), second()
+    other = _helper().submit(_one_thread, second)
+    try:
+        mine = first()
+    finally:
+        wait([other])
+    return mine, other.result()
+
+
+@lru_cache(maxsize=1)
+def _helper() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "at-once")
+
+
+def _one_thread(action: Callable[[], X]) -> X:
+    torch.set_num_threads(1)  # a new thread begins with as many as there are cores
+    return action()
+
+
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory instead of handing it back to the system; returns whether it could.
 
@@ -79,8 +128,11 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is None:
         return False
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
-    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1) and mallopt(top_pad, 2**28))
+    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # malloc.h
+    # One arena for all threads: those of other threads give empty stretches back whatever they are told.
+    settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28), (arena_max, 1))
+    taken: list[int] = [mallopt(name, value) for name, value in settings]
+    return all(taken)
 
 
 def let_streams_run_side_by_side() -> None:

@@ -6,13 +6,15 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dreamer_lpm import machine
-from dreamer_lpm.machine import keep_freed_memory, pick_device, pick_precision, pick_threads
+from dreamer_lpm.machine import at_once, keep_freed_memory, lanes, pick_device, pick_precision, pick_threads
 from dreamer_lpm.types import UserError
 
 
@@ -35,6 +37,55 @@ def test_a_device_is_taken_by_name_with_its_number(monkeypatch: pytest.MonkeyPat
     pretend(monkeypatch, cuda=True, mps=False)
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("cuda:1") == torch.device("cuda", 1)
+
+
+def test_at_once_goes_side_by_side_where_there_are_lanes() -> None:
+    """Each half waits for the other here, which only two threads survive; one lane takes them in turn."""
+    meet = threading.Barrier(2, timeout=10)
+
+    def half() -> tuple[int, int]:
+        meet.wait()
+        return threading.get_ident(), torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with lanes(torch.device("cpu")) as count:
+            (one, a), (other, b) = at_once(half, half, count)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert (one != other, a, b) == (True, 1, 1)
+    order: list[str] = []
+    at_once(lambda: order.append("first"), lambda: order.append("second"), 1)
+    assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize("ill", [0, 1])
+def test_at_once_waits_for_both_and_hands_errors_on(ill: int) -> None:
+    done: list[int] = []
+
+    def work(which: int) -> None:
+        if which == ill:
+            raise UserError(f"half {which}")
+        time.sleep(0.05)
+        done.append(which)
+
+    with pytest.raises(UserError, match=f"half {ill}"):
+        at_once(lambda: work(0), lambda: work(1), 2)
+    assert done == [1 - ill]
+
+
+def test_other_devices_and_single_threads_have_one_lane() -> None:
+    with lanes(torch.device("meta")) as count:
+        assert count == 1
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with lanes(torch.device("cpu")) as count:
+            assert count == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("wanted", ["cuda", "cuda:0", "abacus"])
@@ -114,8 +165,8 @@ def test_freed_memory_is_kept_by_every_setting_or_said_not_to_be(monkeypatch: py
     assert not keep_freed_memory()
     refuses = 0
     assert keep_freed_memory()
-    # The numbers of malloc.h: no mmap at all, trim never, grow by 256 MiB.
-    assert asked == {-4: 0, -1: 2**31 - 1, -2: 2**28}
+    # The numbers of malloc.h: no mmap at all, trim never, grow by 256 MiB, one arena.
+    assert asked == {-4: 0, -1: 2**31 - 1, -2: 2**28, -8: 1}
 
 
 FAULTS = """

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dreamer_lpm.curiosity.ama import AMA
 from dreamer_lpm.curiosity.base import Dims, FitGate, IntrinsicReward, Losses, Transition, log_mse, mse
 from dreamer_lpm.curiosity.disagreement import Disagreement
-from dreamer_lpm.curiosity.error_space import ErrorSpaceName, reads_embeddings, reads_error_space
+from dreamer_lpm.curiosity.error_space import ErrorSpaceName, reads_embeddings, reads_error_space, reads_pictures
 from dreamer_lpm.curiosity.gamma_progress import GammaProgress
 from dreamer_lpm.curiosity.icm import ICM
 from dreamer_lpm.curiosity.lbs import LBS
@@ -116,5 +116,5 @@ __all__ = [
     "AMA", "ICM", "LBS", "LPM", "REGISTRY", "RND", "CuriosityConfig", "Dims", "Disagreement", "Distilled",
     "ErrorPredictor", "FitGate", "GammaProgress", "IntrinsicReward", "LPMDual", "LPMGuide", "LPMOptimistic", "Losses",
     "NoBonus", "Normalized", "PredictionError", "Sum", "Transition", "build_curiosity", "log_mse", "mse",
-    "parse_curiosity", "reads_embeddings",
+    "parse_curiosity", "reads_embeddings", "reads_pictures",
 ]  # fmt: skip

@@ -27,6 +27,7 @@ class AMA(IntrinsicReward):
     """
 
     needs_target = True
+    reads_pictures = False
     start: Tensor
 
     def __init__(self, dims: Dims, hidden: int = 256, space: ErrorSpaceName = "frame"):

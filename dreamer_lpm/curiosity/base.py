@@ -24,9 +24,11 @@ class Transition:
 
     The rest is what was really seen, so all of it is None in dreams. ``target`` is the frame that came and
     ``predicted`` what the world model had expected to see (the decoded prior, before the frame); ``frame`` is the one
-    that the action was taken in front of: all (..., 64, 64, 3) in [0, 1]. ``kl`` (...) >= 0 is KL(posterior || prior)
-    of ``next_feat`` in nats. ``target_embed`` and ``predicted_embed`` (..., E) are the encoder's views of the two
-    frames, and are computed only for a bonus that reads them.
+    that the action was taken in front of: all (..., 64, 64, 3) in [0, 1], and shown only to a bonus that
+    ``reads_pictures``. ``error`` (...) >= 0 is the mean squared error between ``target`` and ``predicted``, over pixels
+    and channels. ``kl`` (...) >= 0 is KL(posterior || prior) of ``next_feat`` in nats. ``target_embed`` and
+    ``predicted_embed`` (..., E) are the encoder's views of the two frames, and are computed only for a bonus that reads
+    them.
     All tensors are detached: curiosity never trains the world model.
     """
 
@@ -40,6 +42,7 @@ class Transition:
     kl: Tensor | None = None
     target_embed: Tensor | None = None
     predicted_embed: Tensor | None = None
+    error: Tensor | None = None
 
     def unseen(self) -> Transition:
         """The same step with nothing seen, as if it had been dreamed."""
@@ -79,6 +82,8 @@ class IntrinsicReward(nn.Module, ABC):
 
     needs_target: bool = False
     """True: pays for what was really seen, so ``build_curiosity`` wraps it in ``Distilled`` to work in dreams."""
+    reads_pictures: bool = True
+    """False: does without ``Transition.target``, ``predicted`` and ``frame``, whose making takes time."""
 
     @abstractmethod
     def reward(self, t: Transition) -> Tensor:
@@ -102,6 +107,8 @@ def log_mse(t: Transition) -> Tensor:
 
 def mse(t: Transition) -> Tensor:
     """Mean squared error of the one-step prediction over pixels and channels, (...) >= 0."""
+    if t.error is not None:
+        return t.error
     return (seen(t.target) - seen(t.predicted)).square().mean((-3, -2, -1))
 
 

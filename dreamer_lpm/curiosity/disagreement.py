@@ -27,6 +27,8 @@ _PROJECTED = 64
 class Disagreement(IntrinsicReward):
     """Variance among ``members`` predictions of the next feature. ``hidden``: width of each member."""
 
+    reads_pictures = False
+
     project: Tensor
 
     def __init__(self, dims: Dims, hidden: int = 64, members: int = 5):

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dreamer_lpm.curiosity.base import Transition, mse, seen
+from dreamer_lpm.curiosity.base import IntrinsicReward, Transition, mse, seen
 from dreamer_lpm.curiosity.pictures import RandomFeatures
 
 ErrorSpaceName = Literal["frame", "random", "embedding", "kl"]
@@ -28,6 +28,8 @@ class ErrorSpace(nn.Module, ABC):
 
     floor: float = 1e-8
     """Added before the logarithm: errors below it are all alike."""
+    reads_pictures: bool = False
+    """Whether it looks at the pictures of a transition themselves."""
 
     @abstractmethod
     def error(self, t: Transition) -> Tensor:
@@ -47,6 +49,8 @@ class FrameSpace(ErrorSpace):
 
 class RandomSpace(ErrorSpace):
     """Mean squared error of a frozen random network's features. Blind to most of what a picture's pixels do."""
+
+    reads_pictures = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,6 +93,11 @@ def error_space(name: ErrorSpaceName) -> ErrorSpace:
 def reads_error_space(bonus: nn.Module) -> bool:
     """Whether the bonus measures its error in such a space at all."""
     return any(isinstance(part, ErrorSpace) for part in bonus.modules())
+
+
+def reads_pictures(bonus: nn.Module) -> bool:
+    """Whether the bonus, or anything in it, looks at ``Transition.target``, ``predicted`` or ``frame``."""
+    return any(part.reads_pictures for part in bonus.modules() if isinstance(part, IntrinsicReward | ErrorSpace))
 
 
 def reads_embeddings(bonus: nn.Module) -> bool:

@@ -19,6 +19,7 @@ class LBS(IntrinsicReward):
     """The KL that the world model computes anyway; has nothing of its own to learn."""
 
     needs_target = True
+    reads_pictures = False
 
     def reward(self, t: Transition) -> Tensor:
         return seen(t.kl)

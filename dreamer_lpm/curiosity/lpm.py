@@ -51,6 +51,7 @@ class LPM(IntrinsicReward):
     """
 
     needs_target = True
+    reads_pictures = False
     feats: Tensor
     actions: Tensor
     errors: Tensor
@@ -101,6 +102,7 @@ class LPMGuide(IntrinsicReward):
     """
 
     needs_target = True
+    reads_pictures = False
 
     def __init__(self, dims: Dims, hidden: int = 256, space: ErrorSpaceName = "frame"):
         super().__init__()
@@ -127,6 +129,8 @@ class LPMDual(IntrinsicReward):
     follows it slowly. Until g_now is fitted they are one, and r = 0.
     Kin of gamma-Progress (Kim et al., arXiv 2007.07853).
     """
+
+    reads_pictures = False
 
     def __init__(self, dims: Dims, hidden: int = 256, rate: float = 0.01, space: ErrorSpaceName = "frame"):
         super().__init__()

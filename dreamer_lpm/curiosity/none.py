@@ -13,6 +13,8 @@ from dreamer_lpm.curiosity.base import IntrinsicReward, Losses, Transition
 class NoBonus(IntrinsicReward):
     """r = 0."""
 
+    reads_pictures = False
+
     def reward(self, t: Transition) -> Tensor:
         return t.feat.new_zeros(t.feat.shape[:-1])
 

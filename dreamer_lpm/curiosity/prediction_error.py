@@ -19,6 +19,7 @@ class PredictionError(IntrinsicReward):
     """Error of the one-step prediction; has nothing of its own to learn."""
 
     needs_target = True
+    reads_pictures = False
 
     def __init__(self, space: ErrorSpaceName = "frame"):
         super().__init__()

@@ -18,6 +18,8 @@ class Distilled(IntrinsicReward):
     may have any sign.
     """
 
+    reads_pictures = False
+
     def __init__(self, inner: IntrinsicReward, dims: Dims, hidden: int = 256):
         super().__init__()
         self.inner = inner
@@ -45,6 +47,7 @@ class Normalized(IntrinsicReward):
     fade away wants 1e-4, the whole of a short run, or what is left of it would be blown up to a deviation of 1.
     """
 
+    reads_pictures = False
     moment: Tensor
     mean: Tensor
     count: Tensor
@@ -75,6 +78,8 @@ class Sum(IntrinsicReward):
 
     Each part learns from its own losses, which bear its name.
     """
+
+    reads_pictures = False
 
     def __init__(self, parts: Mapping[str, tuple[float, IntrinsicReward]]):
         super().__init__()

@@ -7,11 +7,46 @@ cores this is what makes an update take a fraction of a second.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Stages = Sequence[tuple[int, int, int]]  # (kernel, stride, channels as a multiple of depth), first to last
+
+
+class _Conv(nn.Conv2d):
+    """Convolution (B, C, H, W) -> (B, C', H / stride, W / stride) that can also be worked out as one matrix product.
+
+    Faster as a product where several agents are one (flock.py): their convolutions would be a grouped one, which cuDNN
+    works out group by group.
+    """
+
+    as_product = False
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1):
+        super().__init__(inputs, outputs, kernel, stride, (kernel - stride) // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.apply_weight(x, self.weight)
+
+    def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        """With this weight (C', C, k, k) in place of its own."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        if not self.as_product or kernel % stride:
+            return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+        # The picture as cells of stride x stride pixels; a kernel covers m x m of them.
+        m, border = kernel // stride, (kernel - stride) // 2
+        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, border, border, border, border))
+        n, height, width, channels = x.shape
+        h, w = height // stride, width // stride
+        cells = x.reshape(n, h, stride, w, stride, channels).transpose(2, 3).reshape(n, h, w, -1)
+        rows, columns = h - m + 1, w - m + 1
+        covered = [cells[:, i : i + rows, j : j + columns] for i in range(m) for j in range(m)]
+        blocks = weight.reshape(-1, channels, m, stride, m, stride).permute(2, 4, 3, 5, 1, 0)
+        y = torch.cat(covered, -1) @ blocks.reshape(-1, weight.shape[0])
+        return (y if self.bias is None else y + self.bias).permute(0, 3, 1, 2)
 
 
 class _ChannelNorm(nn.Module):
@@ -31,7 +66,7 @@ class _DepthToSpace(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, factor: int):
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs * factor**2, kernel, padding=kernel // 2)
+        self.conv = _Conv(inputs, outputs * factor**2, kernel)
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,9 +76,45 @@ class _DepthToSpace(nn.Module):
         y = y.reshape(b, h, w, f, f, c // f**2).transpose(2, 3).reshape(b, h * f, w * f, c // f**2)
         return y.permute(0, 3, 1, 2)
 
+    def fold(self, pixels: Tensor) -> Tensor:
+        """Pixels (N, h f, w f, C) in the order in which the convolution makes them: (N, h, w, f, f, C), uint8.
+
+        It is far cheaper to fold the bytes that were seen than to unfold the floats that were drawn.
+        """
+        n, height, width, c = pixels.shape
+        f = self.factor
+        return pixels.reshape(n, height // f, f, width // f, f, c).transpose(2, 3)
+
+
+class _SquaredError(torch.autograd.Function):
+    """Sum over the values of a picture of (picture + 0.5 - frame / 255)^2: (N, P) -> (N,), float32.
+
+    picture (N, P) around 0, of any float type; frame (N, P) uint8. Some pictures at a time on a CPU: whole batches of
+    them do not fit into its cache, and every pass over main memory then costs as much as a convolution.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, picture: Tensor, frame: Tensor) -> Tensor:
+        error = torch.empty(len(picture), device=picture.device)
+        off = torch.empty_like(picture)
+        some = 16 if picture.device.type == "cpu" else len(picture)
+        for first in range(0, len(picture), some):
+            part = slice(first, first + some)
+            wrong = picture[part].float()
+            wrong.sub_(frame[part], alpha=1 / 255).add_(0.5)
+            error[part] = torch.linalg.vecdot(wrong, wrong)
+            off[part] = wrong
+        ctx.save_for_backward(off)
+        return error
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (off,) = ctx.saved_tensors
+        return off * (2 * gradient).to(off.dtype).unsqueeze(-1), None
+
 
 class Encoder(nn.Module):
-    """uint8 pictures (..., 64, 64, 3) -> embeddings (..., E)."""
+    """Pictures (..., 64, 64, 3) from 0 to 255, uint8 or float -> embeddings (..., E)."""
 
     def __init__(self, depth: int, stages: Stages, size: int = 64):
         super().__init__()
@@ -52,7 +123,7 @@ class Encoder(nn.Module):
         channels = 3
         for kernel, stride, multiple in stages:
             layers += [
-                nn.Conv2d(channels, depth * multiple, kernel, stride, (kernel - stride) // 2),
+                _Conv(channels, depth * multiple, kernel, stride),
                 _ChannelNorm(depth * multiple),
                 nn.SiLU(),
             ]
@@ -63,8 +134,19 @@ class Encoder(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         lead = frames.shape[:-3]
         x = frames.reshape(-1, *frames.shape[-3:]).permute(0, 3, 1, 2)
-        y: Tensor = self.layers(x.float() / 255 - 0.5)
+        # Pixels enter as they are, around 0, which bfloat16 holds exactly; their scale is in the few weights instead.
+        x = x.to(_arithmetic(x.device)) - 127.5
+        stem = self.layers[0]
+        assert isinstance(stem, _Conv)
+        x = stem.apply_weight(x, stem.weight / 255)
+        y: Tensor = self.layers[1:](x)
         return y.permute(0, 2, 3, 1).reshape(*lead, -1)
+
+
+def _arithmetic(device: torch.device) -> torch.dtype:
+    """The type in which autocast multiplies, where it is on."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else torch.float32
 
 
 class Decoder(nn.Module):
@@ -93,7 +175,36 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, feat: Tensor) -> Tensor:
-        lead = feat.shape[:-1]
-        x = self.stem(feat.reshape(-1, feat.shape[-1])).reshape(-1, *self.shape).permute(0, 3, 1, 2)
-        y: Tensor = self.layers(x)
-        return y.permute(0, 2, 3, 1).float().reshape(*lead, *y.shape[2:], 3) + 0.5
+        y: Tensor = self.layers(self._cells(feat))
+        return y.permute(0, 2, 3, 1).float().reshape(*feat.shape[:-1], *y.shape[2:], 3) + 0.5
+
+    def _cells(self, feat: Tensor) -> Tensor:
+        cells: Tensor = self.stem(feat.reshape(-1, feat.shape[-1])).reshape(-1, *self.shape)
+        return cells.permute(0, 3, 1, 2)
+
+    def fold(self, frames: Tensor) -> Tensor:
+        """Frames (..., 64, 64, 3), uint8, as :meth:`error` wants them: (N, P), one row a frame."""
+        last = self.layers[-1]
+        assert isinstance(last, _DepthToSpace)
+        return last.fold(frames.reshape(-1, *frames.shape[-3:])).flatten(1)
+
+    def error(self, feat: Tensor, folded: Tensor) -> Tensor:
+        """Squared error, summed over pixels in [0, 1], of the pictures of feat (..., F) as drawings of frames (...).
+
+        ``folded`` (N, P) comes from :meth:`fold`. The pictures themselves are never put together.
+        """
+        last = self.layers[-1]
+        assert isinstance(last, _DepthToSpace)
+        drawn: Tensor = last.conv(self.layers[:-1](self._cells(feat))).permute(0, 2, 3, 1).flatten(1)
+        if last.conv.as_product:  # of several agents at once, which the function below knows nothing of
+            error = (drawn.float() + 0.5 - folded / 255).square().sum(-1)
+        else:
+            error = _SquaredError.apply(drawn, folded)  # type: ignore[no-untyped-call]
+        return error.reshape(feat.shape[:-1])
+
+
+def as_products(module: nn.Module) -> None:
+    """Have all convolutions in it worked out as matrix products from now on."""
+    for part in module.modules():
+        if isinstance(part, _Conv):
+            part.as_product = True

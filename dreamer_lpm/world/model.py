@@ -48,8 +48,8 @@ class Lesson(NamedTuple):
 
     losses: Losses  # each (B, T)
     latents: Latent  # (B, T, ...)
-    target: Tensor  # (B, T, 64, 64, 3) the frames seen, in [0, 1]
-    predicted: Tensor  # (B, T, 64, 64, 3) the frames as expected before they were seen
+    prior: Tensor  # (B, T, S, C) log-probabilities before the frame was seen, detached
+    folded: Tensor  # (B*T, P) uint8, the frames as the decoder compares them with its own
     look: Tensor  # (B, T) in [0, 1], how far the posterior looked at each frame
     kl: Tensor  # (B, T) KL(posterior || prior) in nats, detached
     embeds: Tensor  # (B, T, E) of the frames seen, detached
@@ -84,28 +84,38 @@ class WorldModel(nn.Module):
     def loss(self, batch: Batch, noise: Tensor) -> Lesson:
         """World-model losses of a batch, every one (B, T), and what they were computed from.
 
+        The gate's is in :meth:`foresee`, which can go on beside the others' backward pass.
         noise (B, T, S, C): Gumbel, for the samples of the posterior.
         """
         b, t = batch.reward.shape
         embeds = self.encoder(batch.obs)
         latents, post, prior, look = self.rssm.observe(self.start(batch), batch.action, embeds, batch.is_first, noise)
         feat = latents.feat
-        target = batch.obs.float() / 255
-        predicted = self.predict(latents)
+        folded = self.decoder.fold(batch.obs)
         free = self.cfg.free_nats
         dyn = categorical_kl(post.detach(), prior)
         losses = {
-            "recon": look * self._robust((self.decoder(feat) - target).square().sum((-3, -2, -1))),
+            "recon": look * self._robust(self.decoder.error(feat, folded)),
             "dyn": self.cfg.dyn_scale * dyn.clamp(min=free),
             "rep": self.cfg.rep_scale * categorical_kl(post, prior.detach()).clamp(min=free),
             "reward": self.reward.loss(feat, batch.reward),
             "cont": self.cont.loss(feat, batch.is_terminal),
         }
-        if self.rssm.gate is not None:
-            log_error = torch.log((predicted - target).square().mean((-3, -2, -1)) + 1e-8)
-            losses["gate"] = self.rssm.gate.loss(latents.deter, log_error, batch.is_first)
         assert all(x.shape == (b, t) for x in losses.values()), {k: v.shape for k, v in losses.items()}
-        return Lesson(losses, latents, target, predicted, look, dyn.detach(), embeds.detach())
+        return Lesson(losses, latents, prior.detach(), folded, look, dyn.detach(), embeds.detach())
+
+    def foresee(self, batch: Batch, lesson: Lesson) -> tuple[Tensor, Losses]:
+        """How wrong the frames were that had been expected (see :meth:`predict`), and the loss of who expects that.
+
+        Returns the mean squared error over pixels in [0, 1], (B, T) without a gradient, and the noise gate's loss
+        (B, T), if there is a gate. Its gradient reaches the gate alone.
+        """
+        with torch.no_grad():
+            expected = Latent(lesson.latents.deter, self.rssm.sample(lesson.prior, None)).feat
+            error = self.decoder.error(expected, lesson.folded) / lesson.folded.shape[-1]
+        if self.rssm.gate is None:
+            return error, {}
+        return error, {"gate": self.rssm.gate.loss(lesson.latents.deter, torch.log(error + 1e-8), batch.is_first)}
 
     def _robust(self, error: Tensor) -> Tensor:
         """c log(1 + error / c): the squared error where it is small, its logarithm where it is large (...) -> (...).

@@ -49,7 +49,7 @@ class Taught:
             torch.nn.utils.clip_grad_norm_(self.world.parameters(), 100)
             optimizer.step()
         lesson = self.world.loss(self.batch, self.noise())
-        self.latents, self.predicted = lesson.latents, lesson.predicted
+        self.latents, self.predicted = lesson.latents, self.world.predict(lesson.latents)
 
     def noise(self) -> Tensor:
         return codes(self.world.rssm, self.batch.reward.shape, self.generator)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dreamer_lpm.presets import PRESETS
 from dreamer_lpm.world import Decoder, Encoder
-from dreamer_lpm.world.codec import Stages
+from dreamer_lpm.world.codec import Stages, as_products
 
 STAGES = sorted({cfg.agent.world.stages for cfg in PRESETS.values()})
 every_stages = pytest.mark.parametrize("stages", STAGES, ids=lambda s: f"{len(s)} convolutions")
@@ -89,6 +89,23 @@ def test_decoder_keeps_places(stages: Stages) -> None:
         assert (high <= home + block - 1 + seam).all()
 
 
+@every_stages
+@pytest.mark.parametrize("count", [3, 37])
+def test_error_is_that_of_the_pictures_and_so_is_its_gradient(stages: Stages, count: int) -> None:
+    """Never put together, some frames at a time: still |picture - frame / 255|^2, each frame with its own weight."""
+    _, decoder = codec(stages)
+    g = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (count, 64, 64, 3), generator=g, dtype=torch.uint8)
+    feat, weight = torch.randn(count, 5, generator=g), torch.rand(count, generator=g)
+    inputs = [feat.requires_grad_(), *decoder.parameters()]
+    want = (decoder(feat) - frames.float() / 255).square().sum((-3, -2, -1))
+    got = decoder.error(feat, decoder.fold(frames))
+    torch.testing.assert_close(got, want)
+    gradients = (torch.autograd.grad((x * weight).sum(), inputs) for x in (got, want))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+
+
 def test_decoder_learns_corners_and_colours_as_they_are() -> None:
     """Four pictures, each with another corner lit in another colour: overfitted, each is where and what it was."""
     colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=torch.uint8)
@@ -108,3 +125,19 @@ def test_decoder_learns_corners_and_colours_as_they_are() -> None:
         seen = back[i, row : row + 8, column : column + 8].mean((0, 1))
         torch.testing.assert_close(seen, colours[i].float() / 255, rtol=0, atol=0.1)
     assert (back - frames.float() / 255).square().mean() < 0.002
+
+
+@every_stages
+def test_a_convolution_as_a_product_is_the_convolution(stages: Stages) -> None:
+    encoder, decoder = codec(stages)
+    frames = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    feat = torch.randn(3, decoder.stem.in_features, generator=torch.Generator().manual_seed(1))
+    found = []
+    for _ in range(2):
+        out = (encoder(frames), decoder(feat), decoder.error(feat, decoder.fold(frames)))
+        weights = [*encoder.parameters(), *decoder.parameters()]
+        found.append([*out, *torch.autograd.grad(sum(x.mean() for x in out), weights)])
+        as_products(encoder)
+        as_products(decoder)
+    for conv, product in zip(*found, strict=True):
+        torch.testing.assert_close(product, conv, rtol=1e-3, atol=1e-4)

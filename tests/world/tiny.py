@@ -27,8 +27,9 @@ def codes(rssm: RSSM, lead: Sequence[int], source: torch.Generator) -> Tensor:
 
 
 def learned(world: WorldModel, batch: Batch, seed: int = 0) -> Lesson:
-    """What the world makes of the batch, with the noise of that seed."""
-    return world.loss(batch, codes(world.rssm, batch.reward.shape, generator(seed)))
+    """What the world makes of the batch, with the noise of that seed; the gate's loss among the others."""
+    lesson = world.loss(batch, codes(world.rssm, batch.reward.shape, generator(seed)))
+    return lesson._replace(losses={**lesson.losses, **world.foresee(batch, lesson)[1]})
 
 
 def tiny_world(spec: ActionSpec = SPEC, seed: int = 0, cfg: WorldConfig = WORLD_CONFIG) -> WorldModel:

@@ -116,6 +116,8 @@ class Agent(nn.Module):
     """
 
     felt: Felt
+    extrinsic: Tensor
+    eta: Tensor
 
     def __init__(
         self,
@@ -134,6 +136,9 @@ class Agent(nn.Module):
         with torch.random.fork_rng(devices=[]):  # the layers' initial weights, without touching the global generator
             torch.manual_seed(seed)
             self.world, self.behavior, self.curiosity = build_parts(cfg, spec, size)
+        # Tensors, so that agents who weigh the two otherwise can still learn as one (flock.py).
+        self.register_buffer("extrinsic", torch.tensor(float(cfg.extrinsic)), persistent=False)
+        self.register_buffer("eta", torch.tensor(float(cfg.lpm_eta)), persistent=False)
         self.to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         parts: list[tuple[str, nn.Module, float]] = [
@@ -326,7 +331,7 @@ class Agent(nn.Module):
             mask = torch.ones(dream.action.shape[:-1], dtype=torch.bool, device=self.device)
             bonus = self.curiosity.reward(Transition(dream.feat[:-1], dream.action, dream.feat[1:], mask))
             extrinsic = self.world.reward(dream.feat[1:])
-            reward = self.cfg.extrinsic * extrinsic + self.cfg.lpm_eta * bonus
+            reward = self.extrinsic * extrinsic + self.eta * bonus
             cont = self.world.cont(dream.feat[1:])
         alive = ~batch.is_terminal.flatten()[pick]
         losses = self.behavior.loss(dream.feat, dream.sampled, reward, cont, alive)

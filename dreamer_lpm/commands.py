@@ -222,7 +222,7 @@ def _say(report: Report, left: Report, run_dir: Path) -> None:
     lines |= {
         "model": str(left.agent),
         **({"video": str(left.video)} if left.video else {}),
-        "curves": str(report.curves),
+        **({"curves": str(report.curves)} if report.curves else {}),
         "all of it": str(run_dir),
         "time": f"{summary['wall_seconds'] / 60:.1f} min, {summary['updates']:,} updates, "
         f"{summary['peak_memory_bytes'] / 1e9:.1f} GB of memory at most",

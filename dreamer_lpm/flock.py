@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class Flock:
         for state in self.states:
             state.forget_graphs()
             as_products(state.agent)
-        self._observe = {policy: Captured(self._bind(policy), self.device) for policy in ("random", "sample")}
+        self._observe = {policy: Captured(self._bind(policy), self.device) for policy in self.model._observe}
         self._update = Captured(self._learn, self.device)
         self._chosen = Download(self.device)
         self._uniform: dict[int, Tensor] = {}
@@ -216,11 +217,9 @@ def alike(a: State, b: State) -> bool:
     def kind(s: State) -> tuple[Any, ...]:
         rates = [group["lr"] for group in s.agent.optimizer.param_groups]
         replay = {name: x.shape for name, x in s.replay.data.items()}
-        cfg = s.cfg
-        return (
-            cfg.agent, cfg.precision, cfg.batch_size, cfg.seq_length, s.envs.action_spec, s.device, rates, replay,
-            s.probe is None, s.tally.updates - s.updates_here,
-        )  # fmt: skip
+        cfg, agent = s.cfg, replace(s.cfg.agent, extrinsic=1.0, lpm_eta=1.0)  # these two are each one's own
+        sizes = (cfg.precision, cfg.batch_size, cfg.seq_length, s.envs.action_spec)
+        return (agent, *sizes, s.device, rates, replay, s.probe is None, s.tally.updates - s.updates_here)
 
     return kind(a) == kind(b)
 

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal, cast
@@ -58,6 +59,7 @@ from dreamer_lpm.world import Latent
 Device = Literal["auto", "cpu", "cuda", "mps"]
 CONFIG_FILE = "config.json"
 LOG_FILE = "log.txt"  # of a run among several: what a run alone says on the screen
+POLICIES: tuple[Policy, ...] = ("random", "sample")  # of training
 BEST_AGENT = "agent_best.pth"
 EVAL_SEED = 1_000_003  # evaluation episodes are none of the training's
 
@@ -110,12 +112,12 @@ class RunConfig:
     """Env steps between evaluations; 0 evaluates only at the end."""
     eval_episodes: int = 5
     """Episodes of each evaluation; the last one plays twice as many."""
-    film: bool = True
-    """Also film an episode."""
+    pictures: bool = True
+    """Leave pictures too: a film of an episode at each evaluation, and the curves."""
     log_every: int = 200
     """Env steps between two lines of training metrics."""
     checkpoint_every: int = 5_000
-    """Env steps between checkpoints."""
+    """Env steps between checkpoints; 0: only where the run is stopped."""
     keep_checkpoints: int = 2
     """Checkpoints kept; one that is found damaged is passed over for the one before."""
     rollbacks: int = 3
@@ -138,14 +140,13 @@ class RunConfig:
             "num_envs",
             "eval_episodes",
             "log_every",
-            "checkpoint_every",
             "keep_checkpoints",
             "rollback_lr",
         )
         for name in positive:
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} must be above 0, not {getattr(self, name)}.")
-        for name in ("seed", "prefill", "eval_every", "threads", "rollbacks"):
+        for name in ("seed", "prefill", "eval_every", "checkpoint_every", "threads", "rollbacks"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be 0 or more, not {getattr(self, name)}.")
         for name, value in _numbers(self.agent):
@@ -300,7 +301,7 @@ class State:
 
     def forget_graphs(self) -> None:
         """Whatever was recorded is recorded anew, for tensors have moved."""
-        self._observe = Captured(self._see, self.device)
+        self._observe = {policy: Captured(partial(self._see, policy), self.device) for policy in POLICIES}
         self._update = Captured(self._learn, self.device)
         self.saved_rows = 0
         self.pieces: dict[Path, str] = {}  # of the replay on disk, with their SHA-256
@@ -315,8 +316,7 @@ class State:
         inputs = {name: upload(value, self.device) for name, value in inputs.items()}
         inputs |= {"deter": self.carry.latent.deter, "stoch": self.carry.latent.stoch}
         inputs["uniform"] = self.agent.uniform(self.agent.chances(self.cfg.num_envs))
-        # Random play is short, and another function: not worth a recording.
-        carry = self._observe(**inputs) if policy == "sample" else self._see(policy, **inputs)
+        carry = self._observe[policy](**inputs)
         self._download.start(carry.action)
         self.observed(carry, self._download.numpy)
 
@@ -336,7 +336,7 @@ class State:
 
     def _see(
         self,
-        policy: Policy = "sample",
+        policy: Policy,
         *,
         slot: Tensor,
         deter: Tensor,
@@ -694,8 +694,8 @@ class Report:
 
     summary: dict[str, Any]
     agent: Path
-    video: Path | None  # None: not filmed
-    curves: Path
+    video: Path | None  # None: no pictures wanted
+    curves: Path | None
 
 
 def settled(cfg: RunConfig) -> RunConfig:
@@ -806,7 +806,7 @@ class _Run:
             s.row = s.envs.step(s.action())
             self._count(s.row)
             self._log()
-            if s.step - tally.saved >= self.cfg.checkpoint_every:
+            if self.cfg.checkpoint_every and s.step - tally.saved >= self.cfg.checkpoint_every:
                 self._save()
             if self.signals.caught is not None:
                 self._save()
@@ -931,7 +931,7 @@ class _Run:
             make = self._make(tv_on=False)
             off = scores if same else evaluate(s.agent, make, episodes=episodes, seed=EVAL_SEED, watch=watch)
         trace = None
-        if self.cfg.film:
+        if self.cfg.pictures:
             title = f"{self.run_dir.name} after {s.step:,} steps"
             make, has_tv = self._make(tv_on=True), self.cfg.noisy_tv
             trace = record(s.agent, make, seed=EVAL_SEED, title=title, has_tv=has_tv, watch=watch)
@@ -971,13 +971,14 @@ class _Run:
     def finish(self, shown: TVImages | None) -> Report:
         """Last evaluation, agent file, curves, summary."""
         s = self.state
-        self._save()  # before the last evaluation, so that whoever resumes a finished run repeats it, and no line twice
+        if self.cfg.checkpoint_every:
+            self._save()  # before the last evaluation: whoever resumes a finished run repeats it, and no line twice
         scores, off, video = self._evaluate(2 * self.cfg.eval_episodes)
         agent = self.run_dir / "agent_lpm.pth"
         save_agent(agent, s.agent, self._about())
         summary = self._summary(scores, off, shown)
         write_summary(self.run_dir, summary)
-        return Report(summary, agent, video, plot_run(self.run_dir))
+        return Report(summary, agent, video, plot_run(self.run_dir) if self.cfg.pictures else None)
 
     def _summary(self, scores: Scores, off: Scores | None, shown: TVImages | None) -> dict[str, Any]:
         s = self.state

@@ -288,7 +288,8 @@ class Spied:
         self.batch = random_batch()
         self.agent = make_agent("lpm_guide", lpm_eta)
         behavior_cfg = replace(self.agent.cfg.behavior, starts=starts)
-        self.agent.cfg = replace(self.agent.cfg, behavior=behavior_cfg, extrinsic=extrinsic)
+        self.agent.cfg = replace(self.agent.cfg, behavior=behavior_cfg)
+        self.agent.extrinsic.fill_(extrinsic)
         last: nn.Linear = self.agent.world.reward.net[-1]  # type: ignore[assignment]
         nn.init.normal_(last.weight, std=0.1, generator=torch.Generator().manual_seed(0))
         self.asked: list[Transition] = []
@@ -329,6 +330,8 @@ def test_a_dream_pays_the_extrinsic_reward_and_eta_times_the_bonus(
     dream = x.asked[0]
     assert dream.target is None and dream.predicted is None, "in a dream nothing is seen"  # noqa: PT018
     assert dream.mask.all()
+    built = Agent(replace(CONFIG, extrinsic=extrinsic, lpm_eta=lpm_eta), x.agent.spec)
+    assert torch.equal(torch.stack([built.extrinsic, built.eta]), torch.tensor([extrinsic, lpm_eta]))
 
 
 def test_dreams_start_from_replayed_states_that_an_end_has_not_already_met(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def played(cfg: RunConfig, *, recorded: bool) -> State:
     state = State(cfg, load_images("static", None)[0])
     state.guard._waits = True  # as on a device
     if recorded:
-        state._observe = Recorded(state._see)  # type: ignore[assignment]
+        state._observe["sample"] = Recorded(partial(state._see, "sample"))  # type: ignore[assignment]
         state._update = Recorded(state._learn)  # type: ignore[assignment]
     state.row = state.envs.reset_row()
     for i in range(STEPS):

@@ -146,7 +146,7 @@ MISTAKES = [
     ("--config tiny.toml --noisy-tv --tv-images tele", "unknown TV source 'tele': use one of auto, cifar10, photos"),
     ("--config tiny.toml --noisy-tv --tv-images folder:none", "there is no folder none"),
     ("--config tiny.toml --time-limit 0", "time limit must be at least 1"),
-    ("--config tiny.toml --replay-capacity 999999999999999", "does not fit into memory; lower replay_capacity"),
+    ("--config tiny.toml --steps 999999999999999 --replay-capacity 999999999999999", "lower replay_capacity"),
     ("--config tiny.toml --batch-size 999999999999999", "Out of memory; lower batch_size"),
     ("--config tiny.toml --runs tiny.toml", "Not a directory"),
     ("--lpm-eta nan", "'lpm_eta' must be a finite number, not nan."),

@@ -57,7 +57,10 @@ def main(args: list[str]) -> int:
         jobs = options.jobs or jobs_for(machine)
         if options.together is None:
             options.together = TOGETHER if machine.device == "cuda" else 1
-        cells = [cell_job(out, key, machine.settle(plan.config(key))) for key in plan.cells()]
+        keys = list(plan.cells())
+        if options.together > 1:  # those of one method side by side: they learn as one
+            keys.sort(key=lambda key: plan.config(key).agent.curiosity)
+        cells = [cell_job(out, key, machine.settle(plan.config(key))) for key in keys]
         finished = [cell for cell in cells if cell.finished()]
         screen = Screen(
             cells=len(cells),

@@ -38,7 +38,8 @@ def played(cfg: RunConfig, steps: int = 26, *, graphs: bool = True, after: int =
     """Some steps and updates; from step ``after`` on any implicit wait for the device is an error."""
     with torch.cuda.stream(new_stream(CUDA)):
         state = State(cfg, load_images("static", None)[0])
-        state._observe.records = state._update.records = graphs
+        for captured in (*state._observe.values(), state._update):
+            captured.records = graphs
         state.row = state.envs.reset_row()
         for i in range(steps):
             if i == after:

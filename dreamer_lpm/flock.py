@@ -31,19 +31,19 @@ Tensors = dict[str, Tensor]
 
 
 class Flock:
-    """Observes and learns for all of ``states`` at once. They must be :func:`alike`, each with one update behind it."""
+    """Observes and learns for all of ``states`` at once. They must be :func:`alike`."""
 
     def __init__(self, states: Sequence[State]) -> None:
         self.states = list(states)
         self.model = states[0]  # what is the same for all: shapes, names, how things are computed
         self.device = self.model.device
-        self._parts = {name: self._stacked(name) for name in self.model.parts()}
+        self._parts = {"replay": self._stacked("replay")}
         self._weights = self._stacked_agents()
         names = [key for key, _ in self.model.agent.behavior.critic.net.named_parameters()]
         self._slow, self._critic = (
             [self._weights[f"behavior.critic.{which}.{key}"] for key in names] for which in ("slow", "net")
         )
-        self._optimizer = self._stacked_optimizer()
+        self._optimizer: torch.optim.Optimizer | None = None
         for state in self.states:
             state.forget_graphs()
             as_products(state.agent)
@@ -117,7 +117,14 @@ class Flock:
         return lambda: self._chosen.numpy()[i]
 
     def learn(self) -> None:
-        """As ``State.learn`` of every member."""
+        """As ``State.learn`` of every member. The first time each by itself: then all that is to stack is there."""
+        if any(state.updates_here == 0 for state in self.states):
+            for state in self.states:
+                state.learn()
+            return
+        if self._optimizer is None:
+            self._parts |= {name: self._stacked(name) for name in self.model.parts() if name != "replay"}
+            self._optimizer = self._stacked_optimizer()
         b, t = self.model.cfg.batch_size, self.model.cfg.seq_length
         self._update(
             places=upload(torch.stack([state.replay.draw(state.rng, b, t) for state in self.states]), self.device),
@@ -154,6 +161,7 @@ class Flock:
 
     def _learn(self, *, places: Tensor, update: Tensor, uniform: Tensor) -> None:
         batch, (losses, metrics, felt), sums = vmap(self._think)(self._weights, self._parts["replay"], places, uniform)
+        assert self._optimizer is not None
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(sums.sum())
         groups = zip(self.model.agent.learned, self._optimizer.param_groups, strict=True)
@@ -212,7 +220,7 @@ class _Observing(nn.Module):
 
 
 def alike(a: State, b: State) -> bool:
-    """Whether the two can learn as one, once each has an update behind it: the same networks, batches and rates."""
+    """Whether the two can be one: the same networks, batches and rates, after as many updates."""
 
     def kind(s: State) -> tuple[Any, ...]:
         rates = [group["lr"] for group in s.agent.optimizer.param_groups]

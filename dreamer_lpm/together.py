@@ -26,7 +26,8 @@ def train_together(jobs: Sequence[Job], screen: Screen | None = None) -> list[Re
     saved (Stopped). With ``screen``, which shows them all, each says what it has to say in its folder, in log.txt.
     """
     with Signals() as signals:
-        runs = [_Turns(job, signals, in_file=screen is not None) for job in jobs]
+        streams = {device: new_stream(device) for device in {pick_device(job.cfg.device) for job in jobs}}
+        runs = [_Turns(job, signals, streams, in_file=screen is not None) for job in jobs]
         flocks = _Flocks()
         looked = 0.0
         while active := [run for run in runs if run.result is None]:
@@ -46,13 +47,16 @@ def train_together(jobs: Sequence[Job], screen: Screen | None = None) -> list[Re
 class _Turns:
     """A run that goes on, when it is asked to, up to where it wants its state to do something."""
 
-    def __init__(self, job: Job, signals: Signals, *, in_file: bool) -> None:
+    def __init__(
+        self, job: Job, signals: Signals, streams: dict[torch.device, torch.cuda.Stream | None], *, in_file: bool
+    ) -> None:
         self.job, self.name = job, job.run_dir.name
         self.device = pick_device(job.cfg.device)
-        self.stream = new_stream(self.device)
+        self.stream = streams[self.device]  # all begin on one
         self.result: Report | Exception | None = None
         self.wants: Wants | None = None
         self.waits = False  # for others, to do it with them
+        self.settled = False  # whether it is known with whom
         self.step = 0
         self._work = session(job, signals, in_file=in_file)
 
@@ -100,6 +104,8 @@ class _Flocks:
         for members, flock in list(self._flocks):
             if not all(run in runs and run.wants and run.wants.state in flock.states for run in members):
                 flock.dissolve()  # one has ended, or gone back to a checkpoint
+                for run in members:
+                    run.settled = False
                 self._flocks.remove((members, flock))
         for run in runs:
             run.waits = False
@@ -117,22 +123,16 @@ class _Flocks:
                 run.wants = None
 
     def _gather(self, runs: Sequence[_Turns]) -> None:
-        """New flocks, of runs that are alike and stand before their second update; until all do, the first wait."""
-        taken = [run for members, _ in self._flocks for run in members]
-        free = [(run, run.wants.state) for run in runs if run not in taken and run.wants]
-        while free:
-            _, first = free[0]
-            peers = [(run, state) for run, state in free if alike(first, state)]
-            free = [pair for pair in free if pair not in peers]
-            peers = [(run, state) for run, state in peers if state.updates_here < 2]
-            ready = [run for run, state in peers if state.updates_here == 1 and run.wants and run.wants.policy is None]
-            if len(ready) < len(peers):
-                for run in ready:
-                    run.waits = True
-            elif len(peers) > 1:
-                for run in ready:
-                    if run.stream and ready[0].stream:
-                        ready[0].stream.wait_stream(run.stream)
-                    run.stream = ready[0].stream
-                with torch.cuda.stream(ready[0].stream):
-                    self._flocks.append((ready, Flock([state for _, state in peers])))
+        """New flocks, of runs that are alike, each on a stream of its own; also one that has no like."""
+        fresh = [(run, run.wants.state) for run in runs if not run.settled and run.wants]
+        while fresh:
+            peers = [(run, state) for run, state in fresh if alike(fresh[0][1], state)]
+            fresh = [pair for pair in fresh if pair not in peers]
+            stream = new_stream(peers[0][0].device)
+            for run, _ in peers:
+                if stream and run.stream:
+                    stream.wait_stream(run.stream)
+                run.stream, run.settled = stream, True
+            if len(peers) > 1:
+                with torch.cuda.stream(stream):
+                    self._flocks.append(([run for run, _ in peers], Flock([state for _, state in peers])))

@@ -16,7 +16,7 @@ from tests.recorded import Recorded
 from tests.test_capture import everything
 from tests.tiny_run import TINY, WITH_TV
 
-STEPS, RANDOM, MEMBERS = 26, 10, 3
+STEPS, RANDOM, MEMBERS = 20, 10, 3
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def played(cfg: RunConfig, *, together: bool, recorded: bool = False) -> list[St
     states = [begun(cfg, seed) for seed in range(MEMBERS)]
     flock = None
     for i in range(STEPS):
-        if together and i == RANDOM + 2:  # each has an update behind it
+        if together and i == 3:
             flock = Flock(states)
             if recorded:
                 flock._observe["sample"] = Recorded(flock._bind("sample"))  # type: ignore[assignment]

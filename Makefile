@@ -16,7 +16,7 @@ BASE := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 # pip-tools and the like need packages of their own, which nothing else here should meet.
 TOOLS := $(VENV)/tools
-LOCKS := requirements/ci.lock requirements/torch.lock
+LOCKED := --no-deps --require-hashes -r requirements
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -47,9 +47,12 @@ lint: $(DEV) ## style, format, types and the import contract
 install: $(BASE) ## only install
 dev: $(DEV) ## only install, with the tools for developers
 
-# The second call finds everything there but this package itself (and the CUDA libraries, where torch is PyPI's).
+# Torch is the CPU build where pip is told of it (see PIP_ARGS) or finds it lying about, else PyPI's.
+# The last call finds everything there but this package itself, and the CUDA libraries, where torch is PyPI's.
 locked: | $(BIN)/pip ## as dev, but exactly the files whose hashes are in requirements/: what CI does
-	$(BIN)/python3 -m pip install $(PIP_ARGS) --no-deps --require-hashes $(LOCKS:%=-r %)
+	$(BIN)/python3 -m pip install $(PIP_ARGS) $(LOCKED)/ci.lock
+	$(BIN)/python3 -m pip install $(PIP_ARGS) $(LOCKED)/torch-cpu.lock || \
+		$(BIN)/python3 -m pip install $(PIP_ARGS) $(LOCKED)/torch-pypi.lock
 	$(BIN)/python3 -m pip install $(PIP_ARGS) --no-build-isolation -e '.[dev]'
 	@touch $(BASE) $(DEV)
 
@@ -59,17 +62,17 @@ lock: $(TOOLS)/bin/pip-compile ## bring requirements/ci.lock up to date with pyp
 		--no-header --no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
 		--unsafe-package torch --unsafe-package dreamer-lpm --output-file requirements/ci.lock pyproject.toml
 	sed -i.old -e '/^# WARNING/,$$d' -e '/^$$/d' -e '1i\
-	# What CI installs, to the byte: all of `dreamer-lpm[dev]` and what builds it, but for torch (torch.lock).\
+	# What CI installs, to the byte: all of `dreamer-lpm[dev]` and what builds it, but for torch (torch-*.lock).\
 	# Written by `make lock` with Python 3.11; do not edit.' requirements/ci.lock && rm requirements/ci.lock.old
 
 # --strict: what could not be looked up counts as a finding.
 audit: $(TOOLS)/bin/pip-compile ## look up known vulnerabilities of what is locked (needs PyPI's advisory service)
-	cat $(LOCKS) > $(TOOLS)/all.lock
+	cat requirements/ci.lock requirements/torch-pypi.lock > $(TOOLS)/all.lock
 	$(TOOLS)/bin/python3 -m pip_audit --strict --disable-pip --require-hashes -r $(TOOLS)/all.lock
 
 sbom: $(TOOLS)/bin/pip-compile ## write dist/sbom.cdx.json (CycloneDX), the bill of materials of a release
 	mkdir -p dist
-	cat $(LOCKS) | $(TOOLS)/bin/python3 -m cyclonedx_py requirements --pyproject pyproject.toml --mc-type library \
+	cat requirements/ci.lock requirements/torch-pypi.lock | $(TOOLS)/bin/python3 -m cyclonedx_py requirements --pyproject pyproject.toml --mc-type library \
 		--output-reproducible --output-format JSON --output-file dist/sbom.cdx.json -
 
 $(TOOLS)/bin/pip-compile: | $(BIN)/pip

@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-LOCKS = ("ci.lock", "torch.lock")
+LOCKS = ("ci.lock", "torch-cpu.lock", "torch-pypi.lock")
 CUDA = ("nvidia-", "cuda-", "triton")  # what torch's CUDA build brings, and CI does not use
 
 
@@ -74,6 +74,12 @@ def is_installed(name: str, version: str) -> bool:
         return metadata.version(name).split("+")[0] == version
     except metadata.PackageNotFoundError:
         return False
+
+
+def test_both_builds_of_torch_are_the_same_version(root: Path) -> None:
+    cpu, pypi = (read(root / "requirements" / f"torch-{build}.lock") for build in ("cpu", "pypi"))
+    assert cpu["torch"][0] == f"{pypi['torch'][0]}+cpu"
+    assert cpu["torch"][1] != pypi["torch"][1]
 
 
 def test_ci_installs_from_the_locks_before_it_checks(root: Path) -> None:

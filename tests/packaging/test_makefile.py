@@ -79,7 +79,8 @@ def test_locked_installs_by_hash_and_what_comes_after_finds_it_done(make: Make, 
     assert make("test").returncode == 0
     assert make("demo").returncode == 0
     assert calls(tmp_path) == [
-        "-m pip install --no-deps --require-hashes -r requirements/ci.lock -r requirements/torch.lock",
+        "-m pip install --no-deps --require-hashes -r requirements/ci.lock",
+        "-m pip install --no-deps --require-hashes -r requirements/torch-cpu.lock",
         "-m pip install --no-build-isolation -e .[dev]",
         "-m pytest",
         "train_lpm.py --steps 10000 --noisy-tv",

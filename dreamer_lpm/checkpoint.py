@@ -271,7 +271,7 @@ def load_rows(path: Path, fields: Fields | None = None) -> dict[str, np.ndarray]
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001  whatever damaged or hostile bytes make zipfile and numpy raise
-        raise UserError(f"The saved replay ({path.name}) is damaged ({error}).") from None
+        raise UserError(f"The saved replay ({path.name}) is damaged ({' '.join(str(error).split())}).") from None
 
 
 def _load_rows(path: Path, fields: Fields | None) -> dict[str, np.ndarray]:

@@ -52,7 +52,7 @@ def from_plain(cls: type[T], data: Mapping[str, Any], base: T | None = None, whe
             known = [*fields, *(f.name for t in flat.values() for f in dataclasses.fields(t))]
             near = difflib.get_close_matches(str(key), known, 1)
             raise UserError(
-                f"Unknown setting '{where}{key}'"
+                f"Unknown setting {_SHORT.repr(f'{where}{key}')}"
                 + (f"; did you mean '{where}{near[0]}'?" if near else f"; known are: {', '.join(known)}.")
             )
     for name, part in inner.items():

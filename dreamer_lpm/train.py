@@ -217,6 +217,19 @@ class Tally:
     saving_seconds: float = 0.0  # of these, to write checkpoints
 
 
+# What torch, numpy and the parts of a run raise at a state that is not theirs.
+_UNFIT = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
 class State:
     """Everything that survives a restart, generators included."""
 
@@ -332,7 +345,7 @@ class State:
             self._restore(saved)
         except UserError:
             raise
-        except (LookupError, TypeError, ValueError, RuntimeError, OSError, AssertionError, AttributeError) as error:
+        except _UNFIT as error:
             raise UserError(
                 f"The checkpoint of step {saved.step:,} does not fit this run ({type(error).__name__}); resume with "
                 "the same settings, or start a new run."

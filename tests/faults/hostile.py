@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import importlib
 import io
 import json
@@ -66,7 +67,16 @@ class Outcome:
     refused: int = 0  # with one sentence
     taken: int = 0  # as what they were
     slowest: float = 0.0  # seconds
+    slowest_case: str = ""
     wrong: list[str] = field(default_factory=list)
+
+    def took(self, seconds: float, made: Any) -> None:
+        """A case is done."""
+        self.cases += 1
+        if seconds > self.slowest:
+            self.slowest, self.slowest_case = round(seconds, 2), f"{made!r:.80}"
+        if seconds > SLOWEST:
+            self.wrong.append(f"{seconds:.1f} s for {made!r:.300}")
 
 
 # --- the watch --------------------------------------------------------------------------------------------------------
@@ -250,6 +260,8 @@ class Targets:
         player = load(self.run / "agent_lpm.pth")
         export_agent(home / "exported", player.agent, {"note": "x"})
         save_agent(home / "agent_lpm.pth", player.agent, {"note": "x"})
+        for agent in self.run.glob("agent_*.pth"):  # these are a target of their own
+            agent.unlink()
 
     def fresh(self, what: Path | None = None) -> Path:
         """An empty ``case``, or a copy of ``what`` there."""
@@ -528,6 +540,7 @@ def attack(
 ) -> Outcome:
     """``cases`` cases of ``strategy``, each given to ``use``, which may write inside of ``home``."""
     out = Outcome()
+    gc.freeze()  # what was remembered of other targets is not to slow this one down
 
     @seed(number)
     @settings(
@@ -550,11 +563,7 @@ def attack(
                 out.wrong.append(f"{type(error).__name__}: {str(error)[:200]} of {made!r:.300}")
                 if len(out.wrong) > MOST_WRONG:
                     raise
-        seconds = time.monotonic() - begin
-        out.cases += 1
-        out.slowest = max(out.slowest, round(seconds, 2))
-        if seconds > SLOWEST:
-            out.wrong.append(f"{seconds:.1f} s for {made!r:.300}")
+        out.took(time.monotonic() - begin, made)
         out.wrong += [f"{event} for {made!r:.300}" for event in watch.seen]
         if any(home.glob("trap*")):
             out.wrong.append(f"code was run: {made!r:.300}")

@@ -56,7 +56,7 @@ locked: | $(BIN)/pip ## as dev, but exactly the files whose hashes are in requir
 	$(BIN)/python3 -m pip install $(PIP_ARGS) --no-build-isolation -e '.[dev]'
 	@touch $(BASE) $(DEV)
 
-# As new as they come, or as old as they are: delete requirements/ci.lock first for the newest of everything.
+# Keeps the locked versions that still fit; for the newest of everything, delete requirements/ci.lock first.
 lock: $(TOOLS)/bin/pip-compile ## bring requirements/ci.lock up to date with pyproject.toml
 	$(TOOLS)/bin/python3 -m piptools compile --quiet --extra dev --all-build-deps --generate-hashes --strip-extras \
 		--no-header --no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
@@ -72,8 +72,8 @@ audit: $(TOOLS)/bin/pip-compile ## look up known vulnerabilities of what is lock
 
 sbom: $(TOOLS)/bin/pip-compile ## write dist/sbom.cdx.json (CycloneDX), the bill of materials of a release
 	mkdir -p dist
-	cat requirements/ci.lock requirements/torch-pypi.lock | $(TOOLS)/bin/python3 -m cyclonedx_py requirements --pyproject pyproject.toml --mc-type library \
-		--output-reproducible --output-format JSON --output-file dist/sbom.cdx.json -
+	cat requirements/ci.lock requirements/torch-pypi.lock | $(TOOLS)/bin/python3 -m cyclonedx_py requirements \
+		--pyproject pyproject.toml --mc-type library --output-reproducible --output-format JSON --output-file dist/sbom.cdx.json -
 
 $(TOOLS)/bin/pip-compile: | $(BIN)/pip
 	$(PYTHON) -m venv $(TOOLS)

@@ -58,6 +58,8 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 CONFIG_FILE = "config.json"
 BEST_AGENT = "agent_best.pth"
 EVAL_SEED = 1_000_003  # evaluation episodes are none of the training's
+# What torch, numpy and the parts of a run raise at a state that is not theirs.
+_UNFIT = (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, OSError, AssertionError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -215,19 +217,6 @@ class Tally:
     rollbacks: int = 0
     seconds: float = 0.0  # of wall time, over all sessions
     saving_seconds: float = 0.0  # of these, to write checkpoints
-
-
-# What torch, numpy and the parts of a run raise at a state that is not theirs.
-_UNFIT = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 class State:

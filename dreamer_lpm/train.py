@@ -145,7 +145,7 @@ class RunConfig:
         for name in positive:
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} must be above 0, not {getattr(self, name)}.")
-        for name in ("seed", "prefill", "eval_every", "threads", "rollbacks", "env_workers"):
+        for name in ("seed", "prefill", "eval_every", "threads", "rollbacks"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be 0 or more, not {getattr(self, name)}.")
         for name, value in _numbers(self.agent):

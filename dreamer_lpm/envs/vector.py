@@ -69,6 +69,8 @@ class Envs:
     ) -> None:
         if num_envs < 1:
             raise UserError(f"The number of environments must be at least 1, not {num_envs}.")
+        if workers < 0:
+            raise UserError(f"env_workers must be 0 or more, not {workers}.")
         self.seed = seed
         self.env_steps = 0
         self._restarts = 0  # before a resumption

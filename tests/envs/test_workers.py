@@ -186,6 +186,8 @@ def test_what_an_env_raises_comes_through(tmp_path: Path) -> None:
         Envs(partial(make_env, EnvConfig("No-Such-v9")), 1, 0, workers=1)
     with pytest.raises(UserError, match=r"cannot be made in another process .* or set env_workers to 0\."):
         Envs(lambda: CounterEnv(), 1, 0, workers=1)
+    with pytest.raises(UserError, match="env_workers must be 0 or more, not -1"):
+        Envs(CounterEnv, 1, 0, workers=-1)
 
 
 def test_workers_do_without_torch() -> None:

@@ -2,9 +2,8 @@
 #   docker build -t dreamer-lpm .                                                                      CPU
 #   docker build -t dreamer-lpm:gpu --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .   CUDA 13.0
 #
-# The base is pinned by its exact tag. For a build that is the same to the byte, add the digest that
-# `docker buildx imagetools inspect python:3.12.12-slim-bookworm` prints.
-FROM python:3.12.12-slim-bookworm
+# The base is pinned by its digest. That of another tag: `docker buildx imagetools inspect python:TAG`.
+FROM python:3.12.12-slim-bookworm@sha256:593bd06efe90efa80dc4eee3948be7c0fde4134606dd40d8dd8dbcade98e669c
 
 # The index that torch alone comes from; which versions are allowed stands in pyproject.toml.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu

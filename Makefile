@@ -14,10 +14,13 @@ BIN := $(VENV)/bin
 # A stamp is newer than pyproject.toml once that extra is installed.
 BASE := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+# pip-tools and the like need packages of their own, which nothing else here should meet.
+TOOLS := $(VENV)/tools
+LOCKED := --no-deps --require-hashes -r requirements
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo story test slow lint install dev clean
+.PHONY: help demo story test slow lint install dev locked lock audit sbom clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +46,38 @@ lint: $(DEV) ## style, format, types and the import contract
 
 install: $(BASE) ## only install
 dev: $(DEV) ## only install, with the tools for developers
+
+# Torch is the CPU build where pip is told of it (see PIP_ARGS) or finds it lying about, else PyPI's.
+# The last call finds everything there but this package itself, and the CUDA libraries, where torch is PyPI's.
+locked: | $(BIN)/pip ## as dev, but exactly the files whose hashes are in requirements/: what CI does
+	$(BIN)/python3 -m pip install $(PIP_ARGS) $(LOCKED)/ci.lock
+	$(BIN)/python3 -m pip install $(PIP_ARGS) $(LOCKED)/torch-cpu.lock || \
+		$(BIN)/python3 -m pip install $(PIP_ARGS) $(LOCKED)/torch-pypi.lock
+	$(BIN)/python3 -m pip install $(PIP_ARGS) --no-build-isolation -e '.[dev]'
+	@touch $(BASE) $(DEV)
+
+# Keeps the locked versions that still fit; for the newest of everything, delete requirements/ci.lock first.
+lock: $(TOOLS)/bin/pip-compile ## bring requirements/ci.lock up to date with pyproject.toml
+	$(TOOLS)/bin/python3 -m piptools compile --quiet --extra dev --all-build-deps --generate-hashes --strip-extras \
+		--no-header --no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
+		--unsafe-package torch --unsafe-package dreamer-lpm --output-file requirements/ci.lock pyproject.toml
+	sed -i.old -e '/^# WARNING/,$$d' -e '/^$$/d' -e '1i\
+	# What CI installs, to the byte: all of `dreamer-lpm[dev]` and what builds it, but for torch (torch-*.lock).\
+	# Written by `make lock` with Python 3.11; do not edit.' requirements/ci.lock && rm requirements/ci.lock.old
+
+# --strict: what could not be looked up counts as a finding.
+audit: $(TOOLS)/bin/pip-compile ## look up known vulnerabilities of what is locked (needs PyPI's advisory service)
+	cat requirements/ci.lock requirements/torch-pypi.lock > $(TOOLS)/all.lock
+	$(TOOLS)/bin/python3 -m pip_audit --strict --disable-pip --require-hashes -r $(TOOLS)/all.lock
+
+sbom: $(TOOLS)/bin/pip-compile ## write dist/sbom.cdx.json (CycloneDX), the bill of materials of a release
+	mkdir -p dist
+	cat requirements/ci.lock requirements/torch-pypi.lock | $(TOOLS)/bin/python3 -m cyclonedx_py requirements \
+		--pyproject pyproject.toml --mc-type library --output-reproducible --output-format JSON --output-file dist/sbom.cdx.json -
+
+$(TOOLS)/bin/pip-compile: | $(BIN)/pip
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python3 -m pip install $(PIP_ARGS) 'pip-tools>=7.6' 'pip-audit>=2.10' 'cyclonedx-bom>=7.5'
 
 clean: ## remove the virtual environment and the caches (runs, videos and data stay)
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -265,7 +265,17 @@ def load_rows(path: Path, fields: Fields | None = None) -> dict[str, np.ndarray]
     """One piece of the replay. ``fields``: shape and dtype of one row, name by name, that the piece must have.
 
     Raises UserError when it has others; before anything is unpacked, so that no piece takes more memory than its rows.
+    Also when it is damaged.
     """
+    try:
+        return _load_rows(path, fields)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  whatever damaged or hostile bytes make zipfile and numpy raise
+        raise UserError(f"The saved replay ({path.name}) is damaged ({' '.join(str(error).split())}).") from None
+
+
+def _load_rows(path: Path, fields: Fields | None) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as piece:
         if fields is not None:
             first, last = span(path)

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from dreamer_lpm.types import UserError
 
 T = TypeVar("T")
-_LARGEST_FILE = 1_000_000  # bytes; a config is a page of text
+_LARGEST_FILE = 100_000  # bytes; a config is a page of text, and the parser takes seconds for a book
 _FLOAT = r"[-+]?(\d+\.\d*(e[-+]?\d+)?|\.\d+(e[-+]?\d+)?|\d+e[-+]?\d+|\.inf)$|\.nan$"
 _SHORT = reprlib.Repr()  # a page of YAML can refer to itself until its repr fills the memory
 _SHORT.maxlevel, _SHORT.maxstring = 2, 80
@@ -52,7 +52,7 @@ def from_plain(cls: type[T], data: Mapping[str, Any], base: T | None = None, whe
             known = [*fields, *(f.name for t in flat.values() for f in dataclasses.fields(t))]
             near = difflib.get_close_matches(str(key), known, 1)
             raise UserError(
-                f"Unknown setting '{where}{key}'"
+                f"Unknown setting {_SHORT.repr(f'{where}{key}')}"
                 + (f"; did you mean '{where}{near[0]}'?" if near else f"; known are: {', '.join(known)}.")
             )
     for name, part in inner.items():
@@ -103,6 +103,14 @@ def _yaml(text: str) -> Any:
             first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
             for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
+
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            """In place of merging ``<<``, by which 20 lines can grow to more than any memory holds: no key twice."""
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for number, key in enumerate(keys):
+                if key == "<<" or key in keys[:number]:
+                    reason = "merging with '<<' is not supported" if key == "<<" else f"'{key}' is there twice"
+                    raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), "tTfF")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT, re.IGNORECASE), "-+.0123456789")

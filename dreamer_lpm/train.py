@@ -62,6 +62,8 @@ LOG_FILE = "log.txt"  # of a run among several: what a run alone says on the scr
 POLICIES: tuple[Policy, ...] = ("random", "sample")  # of training
 BEST_AGENT = "agent_best.pth"
 EVAL_SEED = 1_000_003  # evaluation episodes are none of the training's
+# What torch, numpy and the parts of a run raise at a state that is not theirs.
+_UNFIT = (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, OSError, AssertionError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class RunConfig:
     """Agent steps that the replay holds, at most (12.4 kB each)."""
     num_envs: int = 1
     """N, envs stepped side by side."""
+    env_workers: int = 0
+    """Processes that step the envs, and may die or hang without harm to the run; 0 steps them in the run's own."""
     action_repeat: int | None = None
     """Env steps per agent step (default: 2 for Pendulum, else 1)."""
     time_limit: int | None = None
@@ -268,7 +272,8 @@ class State:
         self.cfg = cfg
         seeds = np.random.SeedSequence(cfg.seed).spawn(3)  # one tree: envs (and their TVs), replay, networks
         env_seed, agent_seed = (int(s.generate_state(1)[0]) for s in (seeds[0], seeds[2]))
-        self.envs = Envs(lambda: make_env(cfg.env(), images=images), cfg.num_envs, env_seed)
+        make = partial(make_env, cfg.env(), images=images)
+        self.envs = Envs(make, cfg.num_envs, env_seed, workers=cfg.env_workers)
         self.device = pick_device(cfg.device)
         self.agent = Agent(
             cfg.agent, self.envs.action_spec, seed=agent_seed, device=self.device, bf16=cfg.precision == "bf16"
@@ -450,7 +455,7 @@ class State:
             self._restore(saved)
         except UserError:
             raise
-        except (LookupError, TypeError, ValueError, RuntimeError, OSError, AssertionError, AttributeError) as error:
+        except _UNFIT as error:
             raise UserError(
                 f"The checkpoint of step {saved.step:,} does not fit this run ({type(error).__name__}); resume with "
                 "the same settings, or start a new run."
@@ -826,6 +831,8 @@ class _Run:
     def _count(self, row: dict[str, np.ndarray]) -> None:
         """Take the new row into the tally; report the episodes that end with it."""
         tally = self.state.tally
+        for line in self.state.envs.news():
+            self.bar.say(line)
         moved = ~row["is_first"]
         watched = row["tv_on"] & moved  # what a reset shows is no step
         tally.rows += int(moved.sum())
@@ -991,6 +998,7 @@ class _Run:
             * (1 if sys.platform == "darwin" else 1024),
             "saving_seconds": s.tally.saving_seconds,
             "rollbacks": s.tally.rollbacks,
+            "env_restarts": s.envs.restarts,
             "best_on_the_way": s.tally.best and {"step": int(s.tally.best[0]), "return": s.tally.best[1]},
             "eval_return_mean": float(np.mean(scores.returns)),
             "eval_returns": scores.returns,

@@ -187,7 +187,7 @@ FILE_MISTAKES = {
     "tv.toml": ("tv.threshold = 2", "TV threshold 2.0 can never be passed"),
     "trigger.toml": ('tv.trigger = "magic"', "'tv.trigger' must be one of action, remote, passive, always"),
     "code.yaml": ("steps: !!python/object/apply:os.getcwd []", "could not determine a constructor for the tag"),
-    "lines.yaml": ('"two\\nlines": 3', "Unknown setting 'two lines'"),
+    "lines.yaml": ('"two\\nlines": 3', "Unknown setting 'two\\nlines'"),
 }
 
 

@@ -158,6 +158,11 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{later}: &{later} [{', '.join([f'*{earlier}'] * 9)}]\n"
     for earlier, later in zip("abcdefgh", "bcdefghi", strict=True)
 )
+# Twenty merges of nine references each: a mapping of 9**20 entries, should anybody merge them.
+MERGE_BOMB = "a: &a {x: 1}\n" + "".join(
+    f"{later}: &{later} {{<<: [{', '.join([f'*{earlier}'] * 9)}]}}\n"
+    for earlier, later in zip("abcdefghijklmnopqrst", "bcdefghijklmnopqrstu", strict=True)
+)
 
 
 @pytest.mark.parametrize(
@@ -170,9 +175,13 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("mine.yaml", b"name: [b", "mine.yaml cannot be read as .yaml"),
         ("mine.yaml", b"", "mine.yaml must hold settings as 'key: value' lines."),
         ("mine.yaml", b"- a\n- b\n", "mine.yaml must hold settings as 'key: value' lines."),
-        ("mine.yaml", b"name: b\n" + b"#" * 1_000_000, "mine.yaml is larger than a config can be (1,000,000 bytes)."),
-        ("mine.yaml", b"[" * 100_000, "mine.yaml cannot be read as .yaml"),
-        ("mine.toml", b"a = " + b"[" * 100_000, "mine.toml cannot be read as .toml"),
+        ("mine.yaml", b"name: b\n" + b"#" * 100_000, "mine.yaml is larger than a config can be (100,000 bytes)."),
+        ("mine.yaml", b"name: b\nname: c", "mine.yaml cannot be read as .yaml: 'name' is there twice"),
+        ("mine.json", b'{"name": "b", "name": "c"}', "mine.json cannot be read as .json: 'name' is there twice"),
+        ("mine.yaml", b"<<: {name: b}", "mine.yaml cannot be read as .yaml: merging with '<<' is not supported"),
+        ("mine.yaml", MERGE_BOMB.encode(), "mine.yaml cannot be read as .yaml: merging with '<<' is not supported"),
+        ("mine.yaml", b"[" * 90_000, "mine.yaml cannot be read as .yaml"),
+        ("mine.toml", b"a = " + b"[" * 90_000, "mine.toml cannot be read as .toml"),
         ("mine.toml", b"a = " + b"9" * 5_000, "mine.toml cannot be read as .toml"),
         ("mine", b"{", "mine cannot be read as YAML"),
     ],

@@ -1,10 +1,10 @@
-"""N envs side by side in this process: seeding, auto-reset and exact resume are settled here and nowhere else."""
+"""N envs side by side: seeding, auto-reset and exact resume are settled here and nowhere else."""
 
 from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 
 from dreamer_lpm.envs.coverage import Grid, grid_of
+from dreamer_lpm.envs.workers import ANSWER_WITHIN, Lost, RemoteEnv, Worker
 from dreamer_lpm.envs.wrappers import action_spec, env_name
 from dreamer_lpm.types import ActionSpec, NotFinite, UserError
 
@@ -43,6 +44,10 @@ class Envs:
     An episode ends with a row that holds its true last observation, ``is_last``. The next step ignores that env's
     action and returns the first observation of its next episode, ``is_first``; no env step is taken for it.
 
+    With ``workers``, that many processes step them, and the rows are the same. Where one dies, or is silent for
+    ``timeout`` seconds, another takes its place and its envs' episodes are cut off: by a row in which nothing happens
+    (the last observation once more, reward 0, no env step) but ``is_last``.
+
     Attributes:
         action_spec: what ``step`` wants.
         env_steps: env steps taken by all N together, with action repeat; resets do not count.
@@ -53,17 +58,56 @@ class Envs:
             NotFinite where a reward or an observation is.
     """
 
-    def __init__(self, make: Callable[[], gym.Env[Any, Any]], num_envs: int, seed: int) -> None:
+    def __init__(
+        self,
+        make: Callable[[], gym.Env[Any, Any]],
+        num_envs: int,
+        seed: int,
+        *,
+        workers: int = 0,
+        timeout: float = ANSWER_WITHIN,
+    ) -> None:
         if num_envs < 1:
             raise UserError(f"The number of environments must be at least 1, not {num_envs}.")
+        if workers < 0:
+            raise UserError(f"env_workers must be 0 or more, not {workers}.")
         self.seed = seed
         self.env_steps = 0
-        self._lanes = [_Lane(make(), index, seed) for index in range(num_envs)]
+        self._restarts = 0  # before a resumption
+        self._workers: list[Worker] = []
+        try:
+            self._lanes = [_Lane(env, i, seed) for i, env in enumerate(self._make(make, num_envs, workers, timeout))]
+        except BaseException:
+            for worker in self._workers:
+                worker.close()
+            raise
         self.action_spec: ActionSpec = self._lanes[0].action_spec
         self.grid: Grid | None = grid_of(self._lanes[0].env)
 
+    def _make(
+        self, make: Callable[[], gym.Env[Any, Any]], num_envs: int, workers: int, timeout: float
+    ) -> Iterator[gym.Env[Any, Any]]:
+        if workers < 1:
+            yield from (make() for _ in range(num_envs))
+        for part in np.array_split(np.arange(num_envs), max(1, min(workers, num_envs))) if workers > 0 else ():
+            worker = Worker(make, len(part), f"envs {part[0]} to {part[-1]}", timeout)
+            self._workers.append(worker)
+            yield from (RemoteEnv(worker, index) for index in range(len(part)))
+
     def __len__(self) -> int:
         return len(self._lanes)
+
+    @property
+    def restarts(self) -> int:
+        """How often a worker died or hung, in all sessions of the run."""
+        return self._restarts + sum(worker.restarts for worker in self._workers)
+
+    def news(self) -> list[str]:
+        """A sentence for every restart that was not told yet."""
+        told = [line for worker in self._workers for line in worker.news]
+        for worker in self._workers:
+            worker.news.clear()
+        return told
 
     def reset_row(self) -> Row:
         """Starts the next episode of every env and returns its first observations."""
@@ -84,17 +128,20 @@ class Envs:
             raise ValueError(f"Envs.step wants actions of shape {expected}, not {actions.shape}.")
         if not np.isfinite(actions).all():
             raise NotFinite(f"Envs.step got an action that is not finite: {actions.tolist()}.")
+        for lane, action in zip(self._lanes, actions, strict=True):
+            lane.begin(action)
         cells = [lane.step(action) for lane, action in zip(self._lanes, actions, strict=True)]
         self.env_steps += sum(cell.env_steps for cell in cells)
         return _stack(cells)
 
     def cells(self) -> list[int]:
         """The cell of ``grid`` that each env is in now; empty without a grid."""
-        return [self.grid.cell(lane.env) for lane in self._lanes] if self.grid else []
+        return [lane.cell(self.grid) for lane in self._lanes] if self.grid else []
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, lists and dicts only (JSON): per env the episode, its actions so far, and whether it has ended."""
-        return {"seed": self.seed, "env_steps": self.env_steps, "envs": [lane.state_dict() for lane in self._lanes]}
+        lanes = [lane.state_dict() for lane in self._lanes]
+        return {"seed": self.seed, "env_steps": self.env_steps, "restarts": self.restarts, "envs": lanes}
 
     def load_state_dict(self, state: dict[str, Any]) -> Row:
         """Plays the recorded actions of the current episodes again and returns the last row before the save.
@@ -112,12 +159,15 @@ class Envs:
             )
         cells = [lane.load_state_dict(saved) for lane, saved in zip(self._lanes, state["envs"], strict=True)]
         self.env_steps = state["env_steps"]
+        self._restarts = state.get("restarts", 0)  # checkpoints from before there were workers have none
         return _stack(cells)
 
     def close(self) -> None:
         """Frees what the envs hold; they cannot be stepped afterwards."""
         for lane in self._lanes:
             lane.env.close()
+        for worker in self._workers:
+            worker.close()
 
 
 @dataclass(frozen=True)
@@ -158,20 +208,52 @@ class _Lane:
         self.episode = -1
         self.actions: list[int] | list[list[float]] = []
         self.ended = False
+        self.cut = False  # ended with its worker
         self.checksum = 0
+        self.last: _Cell | None = None
 
     def reset(self) -> _Cell:
         self.episode += 1
         self.actions = []
-        self.ended = False
-        obs, info = self.env.reset(seed=episode_seed(self.seed, self.index, self.episode))
+        self.ended = self.cut = False
+        obs, info = self._reset_env()
         action = np.zeros(self.action_spec.size, np.float32)
-        return _Cell(self._checked(obs), action, is_first=True, tv_on=bool(info.get("tv_on", False)))
+        self.last = _Cell(self._checked(obs), action, is_first=True, tv_on=bool(info.get("tv_on", False)))
+        return self.last
 
-    def step(self, action: np.ndarray) -> _Cell:
+    def _reset_env(self) -> tuple[Any, dict[str, Any]]:
+        while True:  # at most a few times: then the worker gives up
+            try:
+                return self.env.reset(seed=episode_seed(self.seed, self.index, self.episode))
+            except Lost:
+                continue
+
+    def begin(self, action: np.ndarray) -> None:
+        """Have a worker begin with what ``step`` will return."""
         if self.episode < 0:
             raise RuntimeError("Call Envs.reset_row() before Envs.step().")
-        return self.reset() if self.ended else self._play(self._native(action))
+        if not isinstance(self.env, RemoteEnv):
+            return
+        if self.ended:
+            self.env.begin("reset", episode_seed(self.seed, self.index, self.episode + 1))
+        else:
+            self.env.begin("step", self._sent(self._native(action)))
+
+    def step(self, action: np.ndarray) -> _Cell:
+        if self.ended:
+            return self.reset()
+        native = self._native(action)
+        try:
+            return self._play(native)
+        except Lost:
+            return self._cut_off(native)
+
+    def cell(self, grid: Grid) -> int:
+        """Where the env is."""
+        if isinstance(self.env, RemoteEnv):
+            assert self.env.cell is not None
+            return self.env.cell
+        return grid.cell(self.env)
 
     def _native(self, action: np.ndarray) -> Any:
         """As recorded: an int, or a list of floats in [-1, 1]."""
@@ -179,28 +261,43 @@ class _Lane:
             return int(action.argmax())
         return np.clip(action, -1.0, 1.0).astype(np.float32).tolist()
 
-    def _play(self, native: Any) -> _Cell:
+    def _sent(self, native: Any) -> Any:
+        """As the env wants it."""
+        return native if self.action_spec.is_discrete else np.array(native, np.float32)
+
+    def _taken(self, native: Any) -> np.ndarray:
+        """As the row has it. Never the array that was sent, for some envs write into their action."""
+        if not self.action_spec.is_discrete:
+            return np.array(native, np.float32)
+        taken = np.zeros(self.action_spec.size, np.float32)
+        taken[native] = 1
+        return taken
+
+    def _cut_off(self, native: Any) -> _Cell:
+        """The end of an episode whose worker is gone. Its last action was the worker's last task."""
+        assert self.last is not None
         self.actions.append(native)
-        if self.action_spec.is_discrete:
-            sent: Any = native
-            taken = np.eye(self.action_spec.size, dtype=np.float32)[native]
-        else:
-            # Two arrays, so that an env that writes into its action cannot change the row.
-            sent, taken = np.array(native, np.float32), np.array(native, np.float32)
-        obs, reward, terminated, truncated, info = self.env.step(sent)
+        self.ended = self.cut = True
+        self.last = _Cell(self.last.obs, self._taken(native), is_last=True, tv_on=self.last.tv_on)
+        return self.last
+
+    def _play(self, native: Any) -> _Cell:
+        obs, reward, terminated, truncated, info = self.env.step(self._sent(native))
+        self.actions.append(native)
         # False for NaN too, and for what would overflow to infinity in the row's float32.
         if not abs(float(reward)) <= _MAX_REWARD:
             raise NotFinite(f"{self._where()} returned the reward {reward}; rewards must be finite float32 numbers.")
         self.ended = bool(terminated or truncated)
-        return _Cell(
+        self.last = _Cell(
             self._checked(obs),
-            taken,
+            self._taken(native),
             reward=float(reward),
             is_last=self.ended,
             is_terminal=bool(terminated),
             tv_on=bool(info.get("tv_on", False)),
             env_steps=int(info.get("env_steps", 1)),
         )
+        return self.last
 
     def _checked(self, obs: Any) -> np.ndarray:
         space = self.env.observation_space
@@ -223,16 +320,20 @@ class _Lane:
             "episode": self.episode,
             "actions": list(self.actions),
             "ended": self.ended,
+            "cut": self.cut,
             "obs_crc32": self.checksum,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> _Cell:
         self.episode = state["episode"] - 1
         cell = self.reset()
-        for native in state["actions"]:
+        actions, cut = state["actions"], state.get("cut", False)
+        for native in actions[:-1] if cut else actions:
             if self.ended:
                 break
             cell = self._play(native)
+        if cut and actions:
+            cell = self._cut_off(actions[-1])
         if (self.ended, self.checksum) != (state["ended"], state["obs_crc32"]):
             warnings.warn(
                 f"{self._where()} did not come back to where it was saved: reset(seed=...) and the same actions must "

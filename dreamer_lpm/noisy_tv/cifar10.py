@@ -173,21 +173,21 @@ class _Progress:
 def _checked_name(member: tarfile.TarInfo) -> str:
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
-        raise NoisyTVError(f"the archive names a file outside itself ({member.name})")
+        raise NoisyTVError(f"the archive names a file outside itself ({member.name!r})")
     if not (member.isfile() or member.isdir()):
-        raise NoisyTVError(f"the archive holds something that is neither file nor folder ({member.name})")
+        raise NoisyTVError(f"the archive holds something that is neither file nor folder ({member.name!r})")
     return path.name
 
 
 def _read_batch(tar: tarfile.TarFile, member: tarfile.TarInfo) -> NDArray[np.uint8]:
     if member.size % RECORD or not 0 < member.size <= LARGEST_BATCH:
-        raise NoisyTVError(f"{member.name} in the archive has {member.size:,} bytes, not 1 to 10,000 records")
+        raise NoisyTVError(f"{member.name!r} in the archive has {member.size:,} bytes, not 1 to 10,000 records")
     file = tar.extractfile(member)
     if file is None:
-        raise NoisyTVError(f"{member.name} in the archive is not a file")
+        raise NoisyTVError(f"{member.name!r} in the archive is not a file")
     records = np.frombuffer(file.read(), np.uint8).reshape(-1, RECORD)
     if records[:, 0].max() > 9:
-        raise NoisyTVError(f"{member.name} in the archive has labels beyond 9")
+        raise NoisyTVError(f"{member.name!r} in the archive has labels beyond 9")
     return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
 

@@ -19,7 +19,7 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,16 @@ CFG = replace(
 class Outcome:
     """What became of the runs that were killed."""
 
-    runs: int
-    equal: int  # of these, runs that ended with the same bits
-    kills: int  # processes that died of SIGKILL
-    before_first_checkpoint: int  # of these
-    inside_a_save: int  # of these: a scratch folder or file was left
-    wrong: list[str]  # what was not as it should be
-    seconds: float
+    runs: int = 0  # that were killed as often as asked for
+    equal: int = 0  # of these, runs that ended with the same bits
+    kills: int = 0  # processes that died of SIGKILL
+    before_first_checkpoint: int = 0  # of these
+    inside_a_save: int = 0  # of these: a scratch folder or file was left
+    ended_first: int = 0  # runs that were at their end before they could be killed; others took their place
+    undisturbed_seconds: float = 0.0  # that the run takes when nobody kills it
+    moments: list[dict[str, Any]] = field(default_factory=list)  # of each kill
+    wrong: list[str] = field(default_factory=list)  # what was not as it should be
+    seconds: float = 0.0
 
 
 def fork(cfg: RunConfig, run_dir: Path, log: Path) -> int:
@@ -78,48 +81,62 @@ def wait(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def kill_at_random(cfg: RunConfig, run_dir: Path, log: Path, within: float, rng: random.Random) -> bool:
-    """Let the run go on and kill it after up to ``within`` seconds; whether it was still running then."""
-    process = fork(cfg, run_dir, log)
-    time.sleep(rng.uniform(0, within))
+def kill_at_random(cfg: RunConfig, run_dir: Path, log: Path, within: float, rng: random.Random) -> float:
+    """Let the run go on and kill it after up to ``within`` seconds. Returns after how many; 0 if it ended before."""
+    process, seconds = fork(cfg, run_dir, log), rng.uniform(0, within)
+    time.sleep(seconds)
     os.kill(process, signal.SIGKILL)
-    return wait(process) == -signal.SIGKILL
+    return seconds if wait(process) == -signal.SIGKILL else 0.0
 
 
-def one_run(cfg: RunConfig, folder: Path, kills: int, within: float, rng: random.Random, out: Outcome) -> None:
-    """A run that is killed ``kills`` times, or until it ends, and then left in peace."""
+def one_run(cfg: RunConfig, folder: Path, kills: int, within: float, rng: random.Random, out: Outcome) -> bool:
+    """A run that is killed ``kills`` times and then left in peace. False if it ended before all of them."""
     run_dir, log = folder / "run", folder / "log"
+    moments = []
     for _ in range(kills):
-        if not kill_at_random(cfg, run_dir, log, within, rng):
-            break
-        out.kills += 1
-        out.before_first_checkpoint += not checkpoint.checkpoints(run_dir)
-        out.inside_a_save += any(run_dir.rglob(".step_*")) or any(run_dir.rglob("*.tmp"))
+        seconds = kill_at_random(cfg, run_dir, log, within, rng)
+        if not seconds:
+            return False
+        whole = checkpoint.checkpoints(run_dir)
+        torn = any(run_dir.rglob(".step_*")) or any(run_dir.rglob("*.tmp"))
+        newest = whole[-1].name if whole else None
+        moments.append({"run": out.runs, "seconds": round(seconds, 3), "newest": newest, "inside_a_save": torn})
     ended = wait(fork(cfg, run_dir, log))
     if ended != 0:
         out.wrong.append(f"it ended with {ended}: {log.read_text()[-500:]}")
     if "Traceback" in log.read_text():
         out.wrong.append(f"a traceback: {log.read_text()[-500:]}")
+    out.runs += 1
+    out.moments += moments
+    out.kills += kills
+    out.before_first_checkpoint += sum(moment["newest"] is None for moment in moments)
+    out.inside_a_save += sum(moment["inside_a_save"] for moment in moments)
+    return True
 
 
 def experiment(runs: int, kills: int, seed: int) -> Outcome:
     """``runs`` runs, ``kills`` kills in each, all against one that nobody disturbed."""
     rng, begin = random.Random(seed), time.monotonic()
-    cfg = replace(CFG, steps=CFG.steps * max(1, kills // 5))  # long enough for all of them to find it running
-    out = Outcome(runs, 0, 0, 0, 0, [], 0.0)
+    cfg = replace(CFG, steps=CFG.steps * max(1, kills // 2))  # long enough for all of them to find it running
+    out = Outcome()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         undisturbed = time.monotonic()
         assert wait(fork(cfg, folder / "run", folder / "log")) == 0, (folder / "log").read_text()
         took = time.monotonic() - undisturbed
+        out.undisturbed_seconds = round(took, 2)
         want = everything(folder / "run")
-        for number in range(runs):
+        for number in range(2 * runs):
             one = folder / str(number)
             one.mkdir()
-            one_run(cfg, one, kills, took if kills == 1 else 2 * took / kills, rng, out)
-            out.equal += _is_equal(one / "run", want, out)
+            if one_run(cfg, one, kills, took if kills == 1 else 1.5 * took / kills, rng, out):
+                out.equal += _is_equal(one / "run", want, out)
+            else:
+                out.ended_first += 1
             shutil.rmtree(one)
-            print(f"{number + 1} of {runs}: {out.kills} kills, {out.equal} equal", file=sys.stderr, flush=True)
+            print(f"{out.runs} of {runs}: {out.kills} kills, {out.equal} equal", file=sys.stderr, flush=True)
+            if out.runs == runs:
+                break
     out.seconds = round(time.monotonic() - begin, 1)
     return out
 
@@ -143,14 +160,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     out = experiment(options.runs, options.kills, options.seed)
-    text = json.dumps(
-        {**asdict(out), "kills_per_run": options.kills, "seed": options.seed, "versions": versions()}, indent=1
-    )
+    command = " ".join(["python -m tests.faults.kills", *sys.argv[1:]])
+    about = {"kills_per_run": options.kills, "seed": options.seed, "versions": versions()}
+    text = json.dumps({"command": command, **asdict(out), **about}, indent=1)
     print(text)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(options.out, text + "\n")
-    sys.exit(out.equal != out.runs or bool(out.wrong))
+    sys.exit(not out.equal == out.runs == options.runs or bool(out.wrong))
 
 
 if __name__ == "__main__":

@@ -58,11 +58,11 @@ def copies(dockerfile: list[Instruction]) -> list[tuple[int, list[str]]]:
     ]
 
 
-def test_python_is_an_exact_version_that_the_project_allows(
+def test_python_is_pinned_by_digest_and_of_a_version_that_the_project_allows(
     dockerfile: list[Instruction], project: dict[str, Any]
 ) -> None:
     word, image = dockerfile[0]
-    version = re.fullmatch(r"python:(\d+\.\d+\.\d+)-slim-[a-z]+", image)
+    version = re.fullmatch(r"python:(\d+\.\d+\.\d+)-slim-[a-z]+@sha256:[0-9a-f]{64}", image)
     assert word == "FROM"
     assert version, image
     assert version[1] in SpecifierSet(project["project"]["requires-python"])

@@ -74,6 +74,19 @@ def test_test_installs_the_developers_tools_and_demo_needs_nothing_more(make: Ma
     ]
 
 
+def test_locked_installs_by_hash_and_what_comes_after_finds_it_done(make: Make, tmp_path: Path) -> None:
+    assert make("locked").returncode == 0
+    assert make("test").returncode == 0
+    assert make("demo").returncode == 0
+    assert calls(tmp_path) == [
+        "-m pip install --no-deps --require-hashes -r requirements/ci.lock",
+        "-m pip install --no-deps --require-hashes -r requirements/torch-cpu.lock",
+        "-m pip install --no-build-isolation -e .[dev]",
+        "-m pytest",
+        "train_lpm.py --steps 10000 --noisy-tv",
+    ]
+
+
 def test_pip_arguments_are_handed_on(make: Make, tmp_path: Path) -> None:
     assert make("install", "PIP_ARGS=--extra-index-url https://example.org/cpu").returncode == 0
     assert calls(tmp_path) == ["-m pip install --extra-index-url https://example.org/cpu -e ."]

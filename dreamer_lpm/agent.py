@@ -205,10 +205,7 @@ class Agent(nn.Module):
 
     def autocast(self) -> torch.autocast:
         """bf16 where asked for."""
-        # On a CPU without its cache of cast weights, which two threads would share: a copy that one made without a
-        # gradient would stop the other's.
-        cache = self.device.type != "cpu"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=cache)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def update_chances(self, batch: int, length: int) -> int:
         """How many random numbers an update from ``batch`` sequences of ``length`` steps takes."""

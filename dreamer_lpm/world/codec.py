@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamer_lpm.nets import arithmetic
+
 Stages = Sequence[tuple[int, int, int]]  # (kernel, stride, channels as a multiple of depth), first to last
 
 
@@ -135,18 +137,12 @@ class Encoder(nn.Module):
         lead = frames.shape[:-3]
         x = frames.reshape(-1, *frames.shape[-3:]).permute(0, 3, 1, 2)
         # Pixels enter as they are, around 0, which bfloat16 holds exactly; their scale is in the few weights instead.
-        x = x.to(_arithmetic(x.device)) - 127.5
+        x = x.to(arithmetic(x.device)) - 127.5
         stem = self.layers[0]
         assert isinstance(stem, _Conv)
         x = stem.apply_weight(x, stem.weight / 255)
         y: Tensor = self.layers[1:](x)
         return y.permute(0, 2, 3, 1).reshape(*lead, -1)
-
-
-def _arithmetic(device: torch.device) -> torch.dtype:
-    """The type in which autocast multiplies, where it is on."""
-    on = torch.is_autocast_enabled(device.type)
-    return torch.get_autocast_dtype(device.type) if on else torch.float32
 
 
 class Decoder(nn.Module):

@@ -148,11 +148,4 @@ class WorldModel(nn.Module):
 
         start (B, ...), noise (H, B, S, C) of the prior's samples, policy_noise (H, B, A) -> Dream.
         """
-        state, feats, actions, samples = start, [start.feat], [], []
-        for n, p in zip(noise.unbind(0), policy_noise.unbind(0), strict=True):
-            action, sampled = policy(state.feat, p)
-            state = self.rssm.imagine_step(state, action, n)
-            feats.append(state.feat)
-            actions.append(action)
-            samples.append(sampled)
-        return Dream(torch.stack(feats), torch.stack(actions), torch.stack(samples))
+        return Dream(*self.rssm.imagine(start, policy, noise, policy_noise))

@@ -118,8 +118,8 @@ class Filter(torch.autograd.Function):
             pn, pm, pr = _norm(p, w.prior_norm, w.prior_shift)
             qn, qm, qr = _norm(q, w.post_norm, w.post_shift)
             ps, qs = F.silu(pn).to(kind), F.silu(qn).to(kind)
-            soft_p = (F.linear(ps, prior_out).float() + w.prior_bias).unflatten(-1, classes).softmax(-1)
-            soft_q = (F.linear(qs, post_out).float() + w.post_bias).unflatten(-1, classes).softmax(-1)
+            soft_p = (F.linear(ps, prior_out).float() + w.prior_bias).view(-1, *classes).softmax(-1)
+            soft_q = (F.linear(qs, post_out).float() + w.post_bias).view(-1, *classes).softmax(-1)
             # The weight is linear in both, so the uniform share can be mixed in once, afterwards.
             far = look(h, t)[:, None, None]
             prior = soft_p * (1 - unimix) + unimix / classes[-1]
@@ -127,7 +127,7 @@ class Filter(torch.autograd.Function):
             z = one_hot_of_largest(post * r).flatten(-2).to(kind)
             outs.append((h, z, post, prior, far))
             kept.append(
-                (z0, h0, u, un, um, ur, s, g, gn, gm, gr, reset, into, update, candidate, h,
+                (z0, h0, u, un, um, ur, s, g, gm, gr, reset, into, update, candidate, h,
                  p, pn, pm, pr, ps, q, qn, qm, qr, qs, soft_p, soft_q, far, k)
             )  # fmt: skip
         ctx.save_for_backward(*weights)
@@ -153,10 +153,10 @@ class Filter(torch.autograd.Function):
         steps = []
         for t in range(len(kept) - 1, -1, -1):
             (
-                z0, h0, u, un, um, ur, s, g, gn, gm, gr, reset, into, update, candidate, h,
+                z0, h0, u, un, um, ur, s, g, gm, gr, reset, into, update, candidate, h,
                 p, pn, pm, pr, ps, q, qn, qm, qr, qs, soft_p, soft_q, far, k,
             ) = kept[t]  # fmt: skip
-            mixed_g = (post_g[:, t] + (z_g + stoch_g[:, t]).unflatten(-1, classes)) * wanted
+            mixed_g = (post_g[:, t] + (z_g + stoch_g[:, t]).view(-1, *classes)) * wanted
             soft_q_g = mixed_g * far
             soft_p_g = torch.add(mixed_g - soft_q_g, prior_g[:, t], alpha=wanted)
             p_logits, q_logits = (
@@ -190,10 +190,10 @@ class Filter(torch.autograd.Function):
         u_g, un_g, g_g, gn_g, hidden_g, pn_g, qn_g, p_logits, q_logits = back
         names = zip(*kept, strict=True)
         (
-            z0, h0, u, _un, um, ur, s, g, _gn, gm, gr, _reset, _into, _update, _candidate, h,
+            z0, h0, u, _un, um, ur, s, g, gm, gr, _reset, _into, _update, _candidate, h,
             p, _pn, pm, pr, ps, q, _qn, qm, qr, qs, *_rest,
         ) = (torch.stack(x) for x in names)  # fmt: skip
-        weights = Weights(
+        weights = (
             _product(u_g.to(kind), z0).float(),
             *_norm_back(un_g, u, um, ur, w.in_norm, only_weights)[1:],
             _product(g_g, s).float(),

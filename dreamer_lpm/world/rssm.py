@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +103,7 @@ class RSSM(nn.Module):
 
     def _gated(self, gates: Tensor, before: Tensor) -> Tensor:
         """gates (..., 3 D), deter before the step (..., D) -> after it."""
-        blocks = gates.unflatten(-1, (self.cfg.blocks, 3, -1))  # every block gates itself
+        blocks = gates.reshape(*gates.shape[:-1], self.cfg.blocks, 3, -1)  # every block gates itself
         reset, candidate, update = (gate.flatten(-2) for gate in blocks.unbind(-2))
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         update = torch.sigmoid(update - 1)  # biased towards remembering
@@ -193,14 +193,14 @@ class RSSM(nn.Module):
 
     def _weights(self) -> Weights:
         """What filtering and dreaming use, by the names they have there."""
-        w = self.get_parameter
+        prior: Any = self.prior_net
+        core_rec: Any = self.core_rec
         return Weights(
-            w("in_stoch.weight"), w("in_norm.weight"), w("in_norm.bias"),
-            w("core_in.weight"), w("core_rec.weight"), w("core_norm.weight"), w("core_norm.bias"),
-            w("prior_net.0.weight"), w("prior_net.1.weight"), w("prior_net.1.bias"),
-            w("prior_net.3.weight"), w("prior_net.3.bias"),
-            w("post_deter.weight"), w("post_norm.weight"), w("post_norm.bias"),
-            w("post_out.weight"), w("post_out.bias"),
+            self.in_stoch.weight, self.in_norm.weight, self.in_norm.bias,
+            self.core_in.weight, core_rec.weight, self.core_norm.weight, self.core_norm.bias,
+            prior[0].weight, prior[1].weight, prior[1].bias, prior[3].weight, prior[3].bias,
+            self.post_deter.weight, self.post_norm.weight, self.post_norm.bias,
+            self.post_out.weight, self.post_out.bias,
         )  # fmt: skip
 
     def imagine(
@@ -230,7 +230,7 @@ class RSSM(nn.Module):
             gates = self.core_norm((F.linear(x, core_in) + recur(feats[-1][:, :-flat], core_rec)).float())
             deter = self._gated(gates, deter)
             hidden = F.silu(self.prior_net[1](F.linear(deter.to(kind), prior_in).float())).to(kind)
-            probs = F.linear(hidden, prior_out, prior_bias).float().unflatten(-1, classes).softmax(-1)
+            probs = F.linear(hidden, prior_out, prior_bias).float().view(-1, *classes).softmax(-1)
             chosen = one_hot_of_largest((probs + self.cfg.unimix / (1 - self.cfg.unimix) / classes[-1]) * race)
             feats.append(torch.cat([deter.to(kind), chosen.flatten(-2).to(kind)], -1))
             actions.append(action)

@@ -49,7 +49,7 @@ class Lesson(NamedTuple):
     losses: Losses  # each (B, T)
     latents: Latent  # (B, T, ...)
     prior: Tensor  # (B, T, S, C) log-probabilities before the frame was seen, detached
-    folded: Tensor  # (B*T, P) uint8, the frames as the decoder compares them with its own
+    folded: Tensor  # (B*T, P) the frames as the decoder compares them with its own
     look: Tensor  # (B, T) in [0, 1], how far the posterior looked at each frame
     kl: Tensor  # (B, T) KL(posterior || prior) in nats, detached
     embeds: Tensor  # (B, T, E) of the frames seen, detached

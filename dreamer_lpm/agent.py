@@ -24,7 +24,7 @@ from dreamer_lpm.curiosity import (
 from dreamer_lpm.machine import at_once, lanes
 from dreamer_lpm.nets import gumbel, masked_mean, one_hot
 from dreamer_lpm.types import ActionSpec, Batch
-from dreamer_lpm.world import Latent, Lesson, WorldConfig, WorldModel
+from dreamer_lpm.world import Latent, Lesson, Losses, WorldConfig, WorldModel
 
 Policy = Literal["sample", "mode", "random"]
 
@@ -205,8 +205,8 @@ class Agent(nn.Module):
 
     def autocast(self) -> torch.autocast:
         """bf16 where asked for."""
-        # On a CPU without its cache of cast weights, which two threads would share: a copy that one made without a
-        # gradient would stop the other's.
+        # On a CPU without its cache of cast weights: two threads would share it, and empty it for each other, so that
+        # gradients were summed before or after their cast as it came.
         cache = self.device.type != "cpu"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=cache)
 
@@ -240,32 +240,42 @@ class Agent(nn.Module):
     def _update(self, batch: Batch, uniform: Tensor, lanes: int) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
         noise = self._noise(uniform, *batch.reward.shape)
-        lesson = self._watch(batch, noise)
+        lesson = self._watch(batch, noise, lanes)
+
+        def teach_the_world() -> tuple[Losses, dict[str, Tensor]]:
+            losses = self._world_losses(batch, lesson)
+            return losses, _backward(_means(losses))
 
         def learn_from_it() -> Thought:
             thought = self._think(batch, lesson, noise)
             return thought._replace(losses=_backward(thought.losses))
 
         # No weight moves before both are done, and neither's gradients are the other's.
-        world, thought = at_once(lambda: _backward(_means(lesson.losses)), learn_from_it, lanes)
+        (losses, world), thought = at_once(teach_the_world, learn_from_it, lanes)
         norms = {
             f"grad/{name}": nn.utils.clip_grad_norm_(params, self.cfg.clip) for name, params in self.learned.items()
         }
         self.optimizer.step()
         self.behavior.critic.follow()
         self.felt = thought.felt
-        return {**{f"loss/{k}": v for k, v in {**world, **thought.losses}.items()}, **norms, **thought.metrics}
+        metrics = {**thought.metrics, **_recon_share(batch, losses)}
+        return {**{f"loss/{k}": v for k, v in {**world, **thought.losses}.items()}, **norms, **metrics}
 
     def forward(self, batch: Batch, uniform: Tensor) -> Thought:
         """Everything of an update before its gradients. Buffers move (running means, queues), weights do not."""
         noise = self._noise(uniform, *batch.reward.shape)
         lesson = self._watch(batch, noise)
-        thought = self._think(batch, lesson, noise)
-        return thought._replace(losses={**_means(lesson.losses), **thought.losses})
+        losses, thought = self._world_losses(batch, lesson), self._think(batch, lesson, noise)
+        metrics = {**thought.metrics, **_recon_share(batch, losses)}
+        return thought._replace(losses={**_means(losses), **thought.losses}, metrics=metrics)
 
-    def _watch(self, batch: Batch, noise: Noise) -> Lesson:
+    def _watch(self, batch: Batch, noise: Noise, lanes: int = 1) -> Lesson:
         with self.autocast():
-            return self.world.loss(batch, noise.world)
+            return self.world.watch(batch, noise.world, lanes)
+
+    def _world_losses(self, batch: Batch, lesson: Lesson) -> Losses:
+        with self.autocast():
+            return self.world.losses(batch, lesson)
 
     def _think(self, batch: Batch, lesson: Lesson, noise: Noise) -> Thought:
         """Of all that learns from the world model without teaching it."""
@@ -361,16 +371,22 @@ def _backward(losses: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _tv_metrics(batch: Batch, lesson: Lesson, bonus: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """How the agent fares on TV frames and off them. The one place that reads ``tv_on``, after all learning is done."""
-    recon, tv_on = lesson.losses["recon"], batch.tv_on
+    """How the agent fares on TV frames and off them. Nothing but this and the next reads ``tv_on``."""
+    tv_on = batch.tv_on
     return {
         "bonus/mean": masked_mean(bonus, mask),
         "bonus/tv_on": _mean_or_nan(bonus, mask & tv_on[:, 1:]),
         "bonus/tv_off": _mean_or_nan(bonus, mask & ~tv_on[:, 1:]),
         "look/tv_on": _mean_or_nan(lesson.look, tv_on),
         "look/tv_off": _mean_or_nan(lesson.look, ~tv_on),
-        "loss/recon_tv_share": (recon * tv_on).sum() / recon.sum(),
     }
+
+
+@torch.no_grad()
+def _recon_share(batch: Batch, losses: Losses) -> dict[str, Tensor]:
+    """The share that TV frames have in the reconstruction loss, in [0, 1]."""
+    recon = losses["recon"]
+    return {"loss/recon_tv_share": (recon * batch.tv_on).sum() / recon.sum()}
 
 
 def _mean_or_nan(x: Tensor, mask: Tensor) -> Tensor:

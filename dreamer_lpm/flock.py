@@ -47,6 +47,7 @@ class Flock:
         for state in self.states:
             state.forget_graphs()
             as_products(state.agent)
+            state.agent.world.rssm.written_out = False
         self._observe = {policy: Captured(self._bind(policy), self.device) for policy in self.model._observe}
         self._update = Captured(self._learn, self.device)
         self._chosen = Download(self.device)

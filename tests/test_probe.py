@@ -231,8 +231,8 @@ def test_the_agent_hands_out_what_it_felt(curiosity: str, monkeypatch: pytest.Mo
     """The states of the batch, and those that its dreams entered, whose start is none of theirs; without gradients."""
     agent, batch = Agent(replace(CONFIG, curiosity=curiosity), SPEC), random_batch()
     lessons, dreams = list[Lesson](), list[Dream]()
-    loss, imagine = agent.world.loss, agent.world.imagine
-    monkeypatch.setattr(agent.world, "loss", lambda *args: (lessons.append(loss(*args)), lessons[-1])[1])
+    loss, imagine = agent.world.watch, agent.world.imagine
+    monkeypatch.setattr(agent.world, "watch", lambda *args: (lessons.append(loss(*args)), lessons[-1])[1])
     monkeypatch.setattr(agent.world, "imagine", lambda *args: (dreams.append(imagine(*args)), dreams[-1])[1])
     agent.update(batch)
     assert torch.equal(agent.felt.replayed, lessons[0].latents.feat)

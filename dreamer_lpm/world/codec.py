@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamer_lpm.nets import arithmetic
+
 Stages = Sequence[tuple[int, int, int]]  # (kernel, stride, channels as a multiple of depth), first to last
 
 
@@ -77,40 +79,43 @@ class _DepthToSpace(nn.Module):
         return y.permute(0, 3, 1, 2)
 
     def fold(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, h f, w f, C) in the order in which the convolution makes them: (N, h, w, f, f, C), uint8.
+        """Pixels (N, h f, w f, C) in the order in which the convolution makes them: (N, 1, 1, P).
 
         It is far cheaper to fold the bytes that were seen than to unfold the floats that were drawn.
         """
         n, height, width, c = pixels.shape
         f = self.factor
-        return pixels.reshape(n, height // f, f, width // f, f, c).transpose(2, 3)
+        return pixels.reshape(n, height // f, f, width // f, f, c).transpose(2, 3).reshape(n, 1, 1, -1)
 
 
 class _SquaredError(torch.autograd.Function):
-    """Sum over the values of a picture of (picture + 0.5 - frame / 255)^2: (N, P) -> (N,), float32.
+    """Sum over the values of a picture of (picture - frame / 255)^2: (N, P) -> (N,), float32.
 
-    picture (N, P) around 0, of any float type; frame (N, P) uint8. Some pictures at a time on a CPU: whole batches of
-    them do not fit into its cache, and every pass over main memory then costs as much as a convolution.
+    Both (N, P) around 0 and of one float type, frame from -127.5 to 127.5. Some pictures at a time on a CPU: whole
+    batches of them do not fit into its cache, and a pass over main memory costs as much as a convolution.
     """
 
     @staticmethod
     def forward(ctx: Any, picture: Tensor, frame: Tensor) -> Tensor:
         error = torch.empty(len(picture), device=picture.device)
         off = torch.empty_like(picture)
-        some = 16 if picture.device.type == "cpu" else len(picture)
+        some = 8 if picture.device.type == "cpu" else len(picture)
         for first in range(0, len(picture), some):
             part = slice(first, first + some)
-            wrong = picture[part].float()
-            wrong.sub_(frame[part], alpha=1 / 255).add_(0.5)
-            error[part] = torch.linalg.vecdot(wrong, wrong)
-            off[part] = wrong
+            torch.sub(picture[part], frame[part], alpha=1 / 255, out=off[part])
+            error[part] = torch.linalg.vector_norm(off[part], dim=1, dtype=torch.float32)
         ctx.save_for_backward(off)
-        return error
+        return error.square_()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (off,) = ctx.saved_tensors
         return off * (2 * gradient).to(off.dtype).unsqueeze(-1), None
+
+
+def _centred(frames: Tensor) -> Tensor:
+    """Bytes (..., h, w, c) -> (N, h, w, c) from -127.5 to 127.5, all of which bfloat16 holds exactly."""
+    return frames.reshape(-1, *frames.shape[-3:]).to(arithmetic(frames.device)) - 127.5
 
 
 class Encoder(nn.Module):
@@ -133,20 +138,12 @@ class Encoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         lead = frames.shape[:-3]
-        x = frames.reshape(-1, *frames.shape[-3:]).permute(0, 3, 1, 2)
-        # Pixels enter as they are, around 0, which bfloat16 holds exactly; their scale is in the few weights instead.
-        x = x.to(_arithmetic(x.device)) - 127.5
         stem = self.layers[0]
         assert isinstance(stem, _Conv)
-        x = stem.apply_weight(x, stem.weight / 255)
+        # Pixels enter as they are; their scale is in the few weights instead.
+        x = stem.apply_weight(_centred(frames).permute(0, 3, 1, 2), stem.weight / 255)
         y: Tensor = self.layers[1:](x)
         return y.permute(0, 2, 3, 1).reshape(*lead, -1)
-
-
-def _arithmetic(device: torch.device) -> torch.dtype:
-    """The type in which autocast multiplies, where it is on."""
-    on = torch.is_autocast_enabled(device.type)
-    return torch.get_autocast_dtype(device.type) if on else torch.float32
 
 
 class Decoder(nn.Module):
@@ -183,10 +180,10 @@ class Decoder(nn.Module):
         return cells.permute(0, 3, 1, 2)
 
     def fold(self, frames: Tensor) -> Tensor:
-        """Frames (..., 64, 64, 3), uint8, as :meth:`error` wants them: (N, P), one row a frame."""
+        """Frames (..., 64, 64, 3), uint8, as :meth:`error` wants them: (N, P), one row a frame, -127.5 to 127.5."""
         last = self.layers[-1]
         assert isinstance(last, _DepthToSpace)
-        return last.fold(frames.reshape(-1, *frames.shape[-3:])).flatten(1)
+        return _centred(last.fold(frames.reshape(-1, *frames.shape[-3:]))).flatten(1)
 
     def error(self, feat: Tensor, folded: Tensor) -> Tensor:
         """Squared error, summed over pixels in [0, 1], of the pictures of feat (..., F) as drawings of frames (...).
@@ -197,7 +194,7 @@ class Decoder(nn.Module):
         assert isinstance(last, _DepthToSpace)
         drawn: Tensor = last.conv(self.layers[:-1](self._cells(feat))).permute(0, 2, 3, 1).flatten(1)
         if last.conv.as_product:  # of several agents at once, which the function below knows nothing of
-            error = (drawn.float() + 0.5 - folded / 255).square().sum(-1)
+            error = (drawn.float() - folded.float() / 255).square().sum(-1)
         else:
             error = _SquaredError.apply(drawn, folded)  # type: ignore[no-untyped-call]
         return error.reshape(feat.shape[:-1])

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dreamer_lpm.machine import at_once
 from dreamer_lpm.nets import categorical_kl, one_hot
 from dreamer_lpm.types import ActionSpec, Batch
 from dreamer_lpm.world.codec import Decoder, Encoder
@@ -46,13 +47,14 @@ class WorldConfig:
 class Lesson(NamedTuple):
     """What the world model made of a batch."""
 
-    losses: Losses  # each (B, T)
     latents: Latent  # (B, T, ...)
-    prior: Tensor  # (B, T, S, C) log-probabilities before the frame was seen, detached
-    folded: Tensor  # (B*T, P) uint8, the frames as the decoder compares them with its own
+    post: Tensor  # (B, T, S, C) log-probabilities once the frame was seen
+    prior: Tensor  # (B, T, S, C) and before
+    folded: Tensor  # (B*T, P) the frames as the decoder compares them with its own
     look: Tensor  # (B, T) in [0, 1], how far the posterior looked at each frame
     kl: Tensor  # (B, T) KL(posterior || prior) in nats, detached
     embeds: Tensor  # (B, T, E) of the frames seen, detached
+    losses: Losses  # each (B, T); none yet from :meth:`WorldModel.watch`
 
 
 class Dream(NamedTuple):
@@ -84,25 +86,43 @@ class WorldModel(nn.Module):
     def loss(self, batch: Batch, noise: Tensor) -> Lesson:
         """World-model losses of a batch, every one (B, T), and what they were computed from.
 
-        The gate's is in :meth:`foresee`, which can go on beside the others' backward pass.
-        noise (B, T, S, C): Gumbel, for the samples of the posterior.
+        noise (B, T, S, C): Gumbel, for the samples of the posterior. The gate's loss is in :meth:`foresee`.
         """
-        b, t = batch.reward.shape
-        embeds = self.encoder(batch.obs)
+        lesson = self.watch(batch, noise)
+        return lesson._replace(losses=self.losses(batch, lesson))
+
+    def watch(self, batch: Batch, noise: Tensor, lanes: int = 1) -> Lesson:
+        """What :meth:`losses` and :meth:`foresee` go on from, which can then work side by side. noise: see ``loss``."""
+        embeds, folded = self._look_at(batch.obs, lanes)
         latents, post, prior, look = self.rssm.observe(self.start(batch), batch.action, embeds, batch.is_first, noise)
-        feat = latents.feat
-        folded = self.decoder.fold(batch.obs)
-        free = self.cfg.free_nats
-        dyn = categorical_kl(post.detach(), prior)
+        with torch.no_grad():
+            kl = categorical_kl(post, prior)
+        return Lesson(latents, post, prior, folded, look, kl, embeds.detach(), {})
+
+    def _look_at(self, frames: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, T, E) of the frames, and the frames as the decoder compares them."""
+        half = len(frames) // 2
+        if frames.device.type != "cpu" or not half:
+            return self.encoder(frames), self.decoder.fold(frames)
+        # In halves, whether side by side or not, so that the bits are the same.
+        first, (second, folded) = at_once(
+            lambda: self.encoder(frames[:half]), lambda: (self.encoder(frames[half:]), self.decoder.fold(frames)), lanes
+        )
+        return torch.cat([first, second]), folded
+
+    def losses(self, batch: Batch, lesson: Lesson) -> Losses:
+        """All losses but the gate's, each (B, T)."""
+        post, prior, feat, free = lesson.post, lesson.prior, lesson.latents.feat, self.cfg.free_nats
         losses = {
-            "recon": look * self._robust(self.decoder.error(feat, folded)),
-            "dyn": self.cfg.dyn_scale * dyn.clamp(min=free),
+            "recon": lesson.look * self._robust(self.decoder.error(feat, lesson.folded)),
+            "dyn": self.cfg.dyn_scale * categorical_kl(post.detach(), prior).clamp(min=free),
             "rep": self.cfg.rep_scale * categorical_kl(post, prior.detach()).clamp(min=free),
             "reward": self.reward.loss(feat, batch.reward),
             "cont": self.cont.loss(feat, batch.is_terminal),
         }
-        assert all(x.shape == (b, t) for x in losses.values()), {k: v.shape for k, v in losses.items()}
-        return Lesson(losses, latents, prior.detach(), folded, look, dyn.detach(), embeds.detach())
+        shape = batch.reward.shape
+        assert all(x.shape == shape for x in losses.values()), {k: v.shape for k, v in losses.items()}
+        return losses
 
     def foresee(self, batch: Batch, lesson: Lesson) -> tuple[Tensor, Losses]:
         """How wrong the frames were that had been expected (see :meth:`predict`), and the loss of who expects that.
@@ -148,11 +168,4 @@ class WorldModel(nn.Module):
 
         start (B, ...), noise (H, B, S, C) of the prior's samples, policy_noise (H, B, A) -> Dream.
         """
-        state, feats, actions, samples = start, [start.feat], [], []
-        for n, p in zip(noise.unbind(0), policy_noise.unbind(0), strict=True):
-            action, sampled = policy(state.feat, p)
-            state = self.rssm.imagine_step(state, action, n)
-            feats.append(state.feat)
-            actions.append(action)
-            samples.append(sampled)
-        return Dream(torch.stack(feats), torch.stack(actions), torch.stack(samples))
+        return Dream(*self.rssm.imagine(start, policy, noise, policy_noise))

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamer_lpm.nets import BlockLinear, mlp, one_hot_straight_through, unimix_log_probs
+from dreamer_lpm.nets import (
+    BlockLinear,
+    arithmetic,
+    mlp,
+    one_hot_of_largest,
+    one_hot_straight_through,
+    unimix_log_probs,
+)
+from dreamer_lpm.world.filtering import Filter, Weights, recur
 from dreamer_lpm.world.gate import NoiseGate
 
 
@@ -58,6 +67,7 @@ class RSSM(nn.Module):
     def __init__(self, cfg: RSSMConfig, action_size: int, embed_size: int):
         super().__init__()
         self.cfg = cfg
+        self.written_out = True  # sequences are filtered as in filtering.py; else step by step
         flat = cfg.stoch * cfg.classes
         self.feat_size = cfg.deter + flat
         self.in_stoch = nn.Linear(flat, cfg.hidden, bias=False)
@@ -89,12 +99,15 @@ class RSSM(nn.Module):
     def core(self, prev: Latent, action_in: Tensor) -> Tensor:
         """One recurrent step. ``action_in`` (..., hidden) is the projected action; returns deter (..., D)."""
         x = F.silu(self.in_norm(self.in_stoch(prev.stoch) + action_in))
-        gates = self.core_norm(self.core_in(x) + self.core_rec(prev.deter))
-        blocks = gates.unflatten(-1, (self.cfg.blocks, 3, -1))  # every block gates itself
+        return self._gated(self.core_norm(self.core_in(x) + self.core_rec(prev.deter)), prev.deter)
+
+    def _gated(self, gates: Tensor, before: Tensor) -> Tensor:
+        """gates (..., 3 D), deter before the step (..., D) -> after it."""
+        blocks = gates.reshape(*gates.shape[:-1], self.cfg.blocks, 3, -1)  # every block gates itself
         reset, candidate, update = (gate.flatten(-2) for gate in blocks.unbind(-2))
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         update = torch.sigmoid(update - 1)  # biased towards remembering
-        return update * candidate + (1 - update) * prev.deter
+        return before + update * (candidate - before)
 
     def prior(self, deter: Tensor) -> Tensor:
         """Log-probabilities of z given the past alone: (..., D) -> (..., S, C)."""
@@ -119,9 +132,9 @@ class RSSM(nn.Module):
         Where the gate declines to look, the posterior falls back to the prior.
         """
         prior, post = self.prior(deter), self.posterior(deter, embed_in)
+        look = self.look(deter, is_first)
         if self.gate is None:
-            return post, prior, torch.ones_like(deter[..., 0], dtype=torch.float32)
-        look = torch.where(is_first, 1.0, self.gate.look(deter))
+            return post, prior, look
         w = look[..., None, None]
         return torch.log(w * post.exp() + (1 - w) * prior.exp()), prior, look
 
@@ -149,6 +162,18 @@ class RSSM(nn.Module):
         # Whatever does not depend on the recurrence is projected for all steps in one product.
         action_in = self.in_action(actions * keep)
         embed_in = self.post_embed(embeds)
+        if not self.written_out:
+            return self._observe_plainly(start, action_in, embed_in, keep, is_first, noise)
+        deter, stoch, post, prior, look = Filter.apply(  # type: ignore[no-untyped-call]
+            start.deter, start.stoch, action_in, embed_in, keep, noise.exp(),
+            lambda deter, t: self.look(deter, is_first[:, t]), self.cfg.unimix, *self._weights(),
+        )  # fmt: skip
+        return Latent(deter, stoch), torch.log(post), torch.log(prior), look
+
+    def _observe_plainly(
+        self, start: Latent, action_in: Tensor, embed_in: Tensor, keep: Tensor, is_first: Tensor, noise: Tensor
+    ) -> tuple[Latent, Tensor, Tensor, Tensor]:
+        """The same step by step, with the gradient left to autograd."""
         states, seen = [], []
         state = start
         for a, e, k, f, n in zip(*(x.unbind(1) for x in (action_in, embed_in, keep, is_first, noise)), strict=True):
@@ -159,6 +184,58 @@ class RSSM(nn.Module):
         latents = Latent(*(torch.stack(x, 1) for x in zip(*states, strict=True)))
         post, prior, look = (torch.stack(x, 1) for x in zip(*seen, strict=True))
         return latents, post, prior, look
+
+    def look(self, deter: Tensor, is_first: Tensor) -> Tensor:
+        """How far to look at the coming frame, deter (..., D), is_first (...) -> (...) in [0, 1]."""
+        if self.gate is None:
+            return torch.ones_like(deter[..., 0])
+        return torch.where(is_first, 1.0, self.gate.look(deter))
+
+    def _weights(self) -> Weights:
+        """What filtering and dreaming use, by the names they have there."""
+        prior: Any = self.prior_net
+        core_rec: Any = self.core_rec
+        return Weights(
+            self.in_stoch.weight, self.in_norm.weight, self.in_norm.bias,
+            self.core_in.weight, core_rec.weight, self.core_norm.weight, self.core_norm.bias,
+            prior[0].weight, prior[1].weight, prior[1].bias, prior[3].weight, prior[3].bias,
+            self.post_deter.weight, self.post_norm.weight, self.post_norm.bias,
+            self.post_out.weight, self.post_out.bias,
+        )  # fmt: skip
+
+    def imagine(
+        self,
+        start: Latent,
+        policy: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        noise: Tensor,
+        policy_noise: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """H steps of a dream, without gradients: as many times :meth:`imagine_step`, with weights cast once.
+
+        start (B, ...), policy(feat, its noise) -> (executed, sampled), noise (H, B, S, C), policy_noise (H, B, A).
+        Returns feat (H+1, B, F) and the actions, executed and sampled, each (H, B, A).
+        """
+        w, kind = self._weights(), arithmetic(start.deter.device)
+        stoch_in, core_in, core_rec, prior_in, prior_out, prior_bias = (
+            x.to(kind) for x in (w.stoch, w.core_in, w.core_rec, w.prior_in, w.prior_out, w.prior_bias)
+        )
+        classes, flat = noise.shape[-2:], self.cfg.stoch * self.cfg.classes
+        deter = start.deter
+        feats, actions, samples = [start.feat.to(kind)], [], []
+        # The largest of p exp(Gumbel) is that of log p + Gumbel.
+        for race, p in zip(noise.exp().unbind(0), policy_noise.unbind(0), strict=True):
+            action, sampled = policy(feats[-1], p)
+            x = F.linear(feats[-1][:, -flat:], stoch_in) + self.in_action(action)
+            x = F.silu(self.in_norm(x.float())).to(kind)
+            gates = self.core_norm((F.linear(x, core_in) + recur(feats[-1][:, :-flat], core_rec)).float())
+            deter = self._gated(gates, deter)
+            hidden = F.silu(self.prior_net[1](F.linear(deter.to(kind), prior_in).float())).to(kind)
+            probs = F.linear(hidden, prior_out, prior_bias).float().view(-1, *classes).softmax(-1)
+            chosen = one_hot_of_largest((probs + self.cfg.unimix / (1 - self.cfg.unimix) / classes[-1]) * race)
+            feats.append(torch.cat([deter.to(kind), chosen.flatten(-2).to(kind)], -1))
+            actions.append(action)
+            samples.append(sampled)
+        return torch.stack(feats), torch.stack(actions), torch.stack(samples)
 
     def imagine_step(self, prev: Latent, action: Tensor, noise: Tensor | None) -> Latent:
         """One step of a dream.

@@ -94,14 +94,14 @@ def store_the_bonus(subject: Agent) -> None:
 
 def attach(subject: Agent) -> None:
     """Curiosity is shown features with a way back into the world model."""
-    world_loss, bonus_loss = subject.world.loss, subject.curiosity.loss
+    watch, bonus_loss = subject.world.watch, subject.curiosity.loss
     lessons: list[Lesson] = []
 
-    def spy(batch: Batch, generator: torch.Generator) -> Lesson:
-        lessons.append(world_loss(batch, generator))
+    def spy(batch: Batch, noise: Tensor, lanes: int = 1) -> Lesson:
+        lessons.append(watch(batch, noise, lanes))
         return lessons[-1]
 
-    subject.world.loss = spy  # type: ignore[method-assign]
+    subject.world.watch = spy  # type: ignore[method-assign]
     subject.curiosity.loss = (
         lambda t: bonus_loss(  # type: ignore[method-assign]
             replace(t, feat=lessons[-1].latents.feat[:, :-1])
@@ -173,21 +173,21 @@ def test_replayed_steps_go_from_state_by_action_to_next_state_and_know_the_borde
 
 
 def test_curiosity_is_shown_the_kl_that_the_world_model_learns_from() -> None:
-    batch, lessons = random_batch(), list[Lesson]()
+    batch, learned = random_batch(), list[Losses]()
 
     def spy(subject: Agent) -> None:
-        loss = subject.world.loss
+        losses = subject.world.losses
 
-        def world_loss(batch: Batch, generator: torch.Generator) -> Lesson:
-            lessons.append(loss(batch, generator))
-            return lessons[-1]
+        def world_losses(batch: Batch, lesson: Lesson) -> Losses:
+            learned.append(losses(batch, lesson))
+            return learned[-1]
 
-        subject.world.loss = world_loss  # type: ignore[method-assign]
+        subject.world.losses = world_losses  # type: ignore[method-assign]
 
     (t,) = watched(batch, spy).learned
     assert t.kl is not None
     cfg = WORLD_CONFIG
-    torch.testing.assert_close(cfg.dyn_scale * t.kl.clamp(min=cfg.free_nats), lessons[0].losses["dyn"].detach()[:, 1:])
+    torch.testing.assert_close(cfg.dyn_scale * t.kl.clamp(min=cfg.free_nats), learned[0]["dyn"].detach()[:, 1:])
 
 
 def test_embeddings_of_what_came_and_of_what_was_expected_are_computed_only_where_they_are_read() -> None:

@@ -49,16 +49,16 @@ def in_reward(patch: pytest.MonkeyPatch, bad: float, times: int) -> None:
 
 
 def in_loss(patch: pytest.MonkeyPatch, bad: float, times: int) -> None:
-    loss, called = WorldModel.loss, []
+    losses, called = WorldModel.losses, []
 
-    def poisoned(self: WorldModel, batch: Any, noise: Any) -> Any:
-        lesson = loss(self, batch, noise)
+    def poisoned(self: WorldModel, batch: Any, lesson: Any) -> Any:
+        found = losses(self, batch, lesson)
         called.append(1)
         if UPDATE <= len(called) < UPDATE + times:
-            lesson.losses["reward"] = lesson.losses["reward"] * bad
-        return lesson
+            found["reward"] = found["reward"] * bad
+        return found
 
-    patch.setattr(WorldModel, "loss", poisoned)
+    patch.setattr(WorldModel, "losses", poisoned)
 
 
 def in_gradient(patch: pytest.MonkeyPatch, bad: float, times: int) -> None:

@@ -92,7 +92,7 @@ def test_decoder_keeps_places(stages: Stages) -> None:
 @every_stages
 @pytest.mark.parametrize("count", [3, 37])
 def test_error_is_that_of_the_pictures_and_so_is_its_gradient(stages: Stages, count: int) -> None:
-    """Never put together, some frames at a time: still |picture - frame / 255|^2, each frame with its own weight."""
+    """Never put together, some frames at a time: still |picture - frame / 255|^2, each weighed."""
     _, decoder = codec(stages)
     g = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (count, 64, 64, 3), generator=g, dtype=torch.uint8)

@@ -69,6 +69,60 @@ def test_observe_equals_observe_step_by_step(blocks: int, gated: bool) -> None:
 
 
 @pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_the_gradient_that_is_written_out_is_autograds(blocks: int, gated: bool) -> None:
+    """Of every output, into every weight and every picture and action, against the plain loop."""
+    rssm = half_asleep(make_rssm(blocks)) if gated else make_rssm(blocks)
+    x = Inputs(rssm)
+    x.embed.requires_grad_()
+    x.action.requires_grad_()
+    learned = {name: p for name, p in rssm.named_parameters() if not name.startswith("gate")}
+    g = generator(2)
+
+    def gradients(out: Tensor, weight: Tensor) -> list[Tensor | None]:
+        inputs = [x.embed, x.action, *learned.values()]
+        return list(torch.autograd.grad((out * weight).sum(), inputs, retain_graph=True, allow_unused=True))
+
+    outs = []
+    for rssm.written_out in (True, False):
+        latents, post, prior, look = x.observe(rssm)
+        outs.append((latents.deter, latents.stoch, post, prior))
+        assert not look.requires_grad
+    reached = set[str]()
+    for fast, plain in zip(*outs, strict=True):
+        torch.testing.assert_close(fast, plain)
+        weight = torch.randn(fast.shape, generator=g)
+        for name, a, b in zip(
+            ["embed", "action", *learned], gradients(fast, weight), gradients(plain, weight), strict=True
+        ):
+            if b is not None:
+                assert a is not None
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()) + 1e-7)
+                reached.add(name)
+    assert reached == {"embed", "action", *learned}
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_a_dream_is_imagined_step_by_step(blocks: int) -> None:
+    rssm = make_rssm(blocks)
+    x = Inputs(rssm)
+    noise, policy_noise = x.noise.transpose(0, 1), torch.randn(T, B, A, generator=generator(3))
+
+    def policy(feat: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return (feat[:, :A] + noise).clamp(-1, 1), feat[:, :A] + noise
+
+    with torch.no_grad():
+        feats, actions, sampled = rssm.imagine(x.start, policy, noise, policy_noise)
+        state = x.start
+        for h in range(T):
+            torch.testing.assert_close(feats[h], state.feat)
+            wanted = policy(state.feat, policy_noise[h])
+            torch.testing.assert_close((actions[h], sampled[h]), wanted)
+            state = rssm.imagine_step(state, wanted[0], noise[h])
+        torch.testing.assert_close(feats[T], state.feat)
+
+
+@pytest.mark.parametrize("gated", [False, True])
 def test_log_probabilities_are_normalised(gated: bool) -> None:
     rssm = half_asleep(make_rssm()) if gated else make_rssm()
     for log_probs in Inputs(rssm).observe(rssm)[1:3]:

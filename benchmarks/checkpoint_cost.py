@@ -40,9 +40,8 @@ def main() -> None:
         for _ in range(args.saves):
             due = state.step + cfg.checkpoint_every
             while state.step < due:
-                state.carry = state.agent.act(state.carry, state.row, "random")
-                state.remember()
-                state.row = state.envs.step(state.carry.action.cpu().numpy())
+                state.observe("random")
+                state.row = state.envs.step(state.action())
             for _ in range(args.updates):
                 begin = time.process_time()
                 state.learn()

@@ -74,8 +74,9 @@ def assert_close(together: list[State], alone: list[State], atol: float = 2e-4) 
 @pytest.mark.parametrize("curiosity", REGISTRY)
 def test_members_learn_what_they_would_learn_alone(curiosity: str) -> None:
     cfg = replace(WITH_TV, agent=replace(TINY.agent, curiosity=curiosity))
-    # What goes to which member of its ensemble hangs on an action's last bits.
-    atol = 2e-2 if curiosity == "lpm_optimistic" else 2e-4
+    # Which member of lpm_optimistic's ensemble learns what hangs on an action's last bits; ama divides its bonus by
+    # what is at first the difference of two near numbers.
+    atol = 2e-2 if curiosity in ("ama", "lpm_optimistic") else 2e-4
     assert_close(played(cfg, together=True), played(cfg, together=False), atol)
 
 

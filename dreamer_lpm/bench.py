@@ -1,6 +1,6 @@
-"""How long an update takes on this machine, alone or against a peer at equal sizes.
+"""How long an update takes on this machine, and all around it; alone, or against a peer at equal sizes.
 
-dreamer-lpm bench --preset tiny
+dreamer-lpm bench --preset tiny --threads 2
 dreamer-lpm bench --preset 1m --against sheeprl --json result.json --csv result.csv
 
 Against a peer, every contestant is a process of its own that builds its agent once and then waits. Rounds go
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -24,11 +25,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn, TextIO
+from typing import IO, Any, NoReturn, TextIO, cast
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -37,10 +39,13 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from dreamer_lpm.agent import Agent
+from dreamer_lpm.envs import make_env
 from dreamer_lpm.machine import Precision, keep_freed_memory, pick_device, pick_precision, pick_threads
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
+from dreamer_lpm.report.metrics import read_metrics
 from dreamer_lpm.report.strict_json import dumps, plain, write_atomically
 from dreamer_lpm.report.summary import git_revision, versions
+from dreamer_lpm.train import RunConfig, train
 from dreamer_lpm.types import ActionSpec, Batch, UserError
 
 PEER_PRESET = "1m"  # the size that a comparison takes unless told otherwise
@@ -70,13 +75,14 @@ DIFFERENCES = (
 
 @dataclass(frozen=True)
 class Work:
-    """What one update is: sizes by preset, B sequences of T steps, arithmetic, CPU threads."""
+    """What one update is: sizes by preset, B sequences of T steps, arithmetic, CPU threads, and where it is done."""
 
     preset: str
     batch: int
     length: int
     precision: Precision
     threads: int
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,8 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
     add("--length", type=int, help="T, steps per sequence (default: the preset's)")
     add("--threads", type=int, default=1, help="CPU threads; 0 leaves it to the program (default: 1)")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto takes bf16 where it is faster")
+    add("--device", default="cpu", help="where: cpu, cuda, mps or auto (default: cpu)")
+    add("--loop", type=int, default=0, help="also train for so many env steps, and say how many a second")
     add("--repeat", type=int, default=10, help="updates timed, or rounds with --against (default: 10)")
     add("--against", choices=("sheeprl",), help="also time this peer at equal sizes, in turns with ours")
     add("--peer-python", type=Path, default=PEER_PYTHON, help=f"the peer's own Python (default: {PEER_PYTHON})")
@@ -137,8 +145,11 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, not {value}.")
-    if options.threads < 0:
-        raise UserError(f"--threads must be 0 or more, not {options.threads}.")
+    for name in ("threads", "loop"):
+        if getattr(options, name) < 0:
+            raise UserError(f"--{name} must be 0 or more, not {getattr(options, name)}.")
+    if options.against and options.device != "cpu":
+        raise UserError("--against compares on the CPU; leave --device away.")
     return options
 
 
@@ -147,39 +158,93 @@ def _work(options: argparse.Namespace) -> Work:
     run = preset(name)
     threads = pick_threads(options.threads)
     torch.set_num_threads(threads)
+    device = pick_device(options.device)
     return Work(
         preset=name,
         batch=options.batch or run.batch_size,
         length=options.length or run.seq_length,
-        precision=pick_precision(options.precision, pick_device("cpu")),
+        precision=pick_precision(options.precision, device),
         threads=threads,
+        device=device.type,
     )
 
 
 class Bench:
-    """An agent and a batch of noise pictures, ready to be timed on the CPU."""
+    """An agent and a batch of noise pictures, ready to be timed."""
 
     def __init__(self, work: Work):
         self.work = work
+        self.device = torch.device(work.device)
         torch.set_num_threads(work.threads)
         keep_freed_memory()  # as training does
         cfg = preset(work.preset).agent
-        self.agent = Agent(cfg, ActionSpec("continuous", 1), bf16=work.precision == "bf16")
-        self.batch = _noise(work, cfg.world.rssm.deter, cfg.world.rssm.stoch)
+        self.agent = Agent(cfg, ActionSpec("continuous", 1), device=self.device, bf16=work.precision == "bf16")
+        noise = _noise(work, cfg.world.rssm.deter, cfg.world.rssm.stoch)
+        self.batch = Batch(*(x.to(self.device) for x in noise))
         self.carry = self.agent.begin(1)
         self.row = {
-            "obs": self.batch.obs[0, :1].numpy(),
-            "action": self.batch.action[0, :1].numpy(),
+            "obs": noise.obs[0, :1].numpy(),
+            "action": noise.action[0, :1].numpy(),
             "is_first": np.zeros(1, bool),
         }
+
+    def wait(self) -> None:
+        """Until the device has done what it was told."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def update(self) -> None:
         """One update."""
         self.agent.update(self.batch)
+        self.wait()
 
     def act(self) -> None:
         """One policy step of one environment."""
         self.carry = self.agent.act(self.carry, self.row)
+        self.wait()
+
+    @contextmanager
+    def _one_thread(self) -> Iterator[None]:
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(self.work.threads)
+
+    def parts(self, repeat: int) -> dict[str, float]:
+        """Median seconds of each part of an update, one after the other on one thread.
+
+        A part begins where the method of that part is called, and ends where the next one's is. The gradients of the
+        bonus come with those of actor and critic, in one pass.
+        """
+        agent = self.agent
+        begins = {
+            "world model": (agent.world, "watch"),
+            "bonus": (agent.world, "foresee"),
+            "imagination": (agent.world, "imagine"),
+            "actor-critic": (agent.behavior, "loss"),
+            "optimizer": (agent.optimizer, "step"),
+        }
+        marks: list[tuple[str, float]] = []
+
+        def marking(part: str, method: Callable[..., Any]) -> Callable[..., Any]:
+            def marked(*args: Any, **kwargs: Any) -> Any:
+                self.wait()
+                marks.append((part, time.perf_counter()))
+                return method(*args, **kwargs)
+
+            return marked
+
+        rounds: dict[str, list[float]] = {"noise": [], **{part: [] for part in begins}}
+        with ExitStack() as stack:
+            stack.enter_context(self._one_thread())
+            for part, (owner, name) in begins.items():
+                stack.enter_context(patch.object(owner, name, marking(part, getattr(owner, name))))
+            for _ in range(repeat):
+                marks[:] = [("noise", time.perf_counter())]
+                self.update()
+                ends = [*(moment for _, moment in marks[1:]), time.perf_counter()]
+                for (part, begin), end in zip(marks, ends, strict=True):
+                    rounds[part].append(end - begin)
+        return {part: statistics.median(seconds) for part, seconds in rounds.items()}
 
     def about(self) -> dict[str, Any]:
         """What is timed: the work, its parameters by part, the GFLOP of its products and convolutions."""
@@ -194,7 +259,7 @@ class Bench:
             "critic": behavior.critic.net,
             "curiosity": self.agent.curiosity,
         }
-        with FlopCounterMode(display=False) as flops:
+        with self._one_thread(), FlopCounterMode(display=False) as flops:  # it hears nothing of other threads
             self.update()
         return {
             **asdict(self.work),
@@ -231,6 +296,54 @@ def timed(action: Callable[[], None], count: int) -> dict[str, list[float]]:
     return {"wall": wall, "cpu": cpu}
 
 
+def product_peak(device: torch.device, kind: torch.dtype) -> float:
+    """GFLOP/s of the largest matrix products, the best of some: as fast as this machine goes with these threads."""
+    best, size = 0.0, 1024 if device.type == "cpu" else 8192
+    x = torch.randn(size, size, device=device).to(kind)
+    for _ in range(8):
+        start = time.perf_counter()
+        y = x @ x
+        y[0, 0].item()  # waits for a device
+        best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+def env_step(run: RunConfig, steps: int = 2_000, timed: int = 100) -> float:
+    """Median seconds of a step of the preset's env with its picture, through all of its wrappers; over the last ones.
+
+    A table of pictures fills on the way there.
+    """
+    env = make_env(run.env())
+    rng = np.random.default_rng(0)
+    try:
+        env.reset(seed=0)
+        seconds: list[float] = []
+        for _ in range(steps):
+            action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
+            start = time.perf_counter()
+            *_, terminated, truncated, _ = env.step(action)
+            seconds.append(time.perf_counter() - start)
+            if terminated or truncated:
+                env.reset()
+    finally:
+        env.close()
+    return statistics.median(seconds[-timed:])
+
+
+def loop_rate(work: Work, steps: int) -> float:
+    """Env steps a second of a real training run of the preset, from its first update on, evaluations left out."""
+    run = preset(work.preset)
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = dataclasses.replace(
+            run, steps=run.prefill + 200 + steps, batch_size=work.batch, seq_length=work.length, threads=work.threads,
+            precision=work.precision, device=cast(Any, work.device), eval_every=0, eval_episodes=1, checkpoint_every=0,
+        )  # fmt: skip
+        train(cfg, Path(folder) / "run")
+        rows = [row for row in read_metrics(Path(folder) / "run") if "wall_steps_per_s" in row]
+    # The first line with updates in it has the wait for what is made at the first of them.
+    return statistics.median(float(row["wall_steps_per_s"]) for row in rows if row["step"] > run.prefill + 200)
+
+
 def peak_memory() -> int:
     """Bytes of memory that this process has held at most."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -255,6 +368,20 @@ def _alone(options: argparse.Namespace) -> dict[str, Any]:
     acts = timed(bench.act, 10 * options.repeat)
     row = _summed(about, times, peak_memory())
     row["act_wall"] = statistics.median(acts["wall"])
+    row["parts"] = bench.parts(options.repeat)
+    run = preset(bench.work.preset)
+    row["env_step"] = {
+        "own picture": env_step(run, 100),
+        "--fast-render": env_step(dataclasses.replace(run, fast_render=True)),
+    }
+    row["product_peak_gflop_s"] = {
+        name: product_peak(bench.device, kind) for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    }
+    row["share_of_peak"] = row["gflop"] / row["wall"] / row["product_peak_gflop_s"][bench.work.precision]
+    if bench.device.type == "cuda":
+        row["device_peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+    if options.loop:
+        row["loop_env_steps_per_s"] = loop_rate(bench.work, options.loop)
     return {"contestants": {"ours": row}}
 
 
@@ -465,12 +592,27 @@ def _show(result: Mapping[str, Any]) -> None:
     console.print(table)
     for row in result["contestants"].values():
         if "act_wall" in row:
-            console.print(
-                f"{row['preset']}, {row['batch']} x {row['length']}, {row['precision']}, {row['threads']} threads;"
-                f" a policy step takes {1000 * row['act_wall']:.2f} ms."
-            )
+            _tell(console, row)
     if "ratios" in result:
         console.print(_ratio_table(result["ratios"]))
+
+
+def _tell(console: Console, row: Mapping[str, Any]) -> None:
+    """Our own row in words."""
+    every = sum(row["parts"].values())
+    parts = ", ".join(f"{name} {1000 * x:.1f} ms ({x / every:.0%})" for name, x in row["parts"].items())
+    peaks = row["product_peak_gflop_s"]
+    own, fast = row["env_step"].values()
+    console.print(
+        f"{row['preset']}, {row['batch']} x {row['length']}, {row['precision']}, {row['threads']} threads;"
+        f" a policy step takes {1000 * row['act_wall']:.2f} ms.\n"
+        f"The parts of an update, one after the other on one thread: {parts}.\n"
+        f"Products here reach {peaks['fp32']:.0f} GFLOP/s in fp32 and {peaks['bf16']:.0f} in bf16; the whole update"
+        f" reaches {row['share_of_peak']:.0%} of the peak in {row['precision']}.\n"
+        f"A step of the env with its picture takes {1000 * own:.2f} ms, with --fast-render {1000 * fast:.2f} ms."
+    )
+    if "loop_env_steps_per_s" in row:
+        console.print(f"Training makes {row['loop_env_steps_per_s']:.1f} env steps a second, all included.")
 
 
 def _ratio_table(ratios: Sequence[Mapping[str, Any]]) -> Table:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dreamer_lpm import bench
 from dreamer_lpm.bench import Bench, Contestant, Work, duel
+from dreamer_lpm.train import RunConfig
 from dreamer_lpm.types import UserError
 
 TINY = Work("tiny", 2, 6, "fp32", 1)
@@ -64,6 +68,59 @@ def test_an_update_that_is_timed_learns() -> None:
     assert times["cpu"][0] > 0
 
 
+def test_parts_make_up_the_update() -> None:
+    """Each part is timed from its method to the next one's: five seconds put into one show up there alone."""
+    made = Bench(TINY)
+    made.update()
+    clock = [0.0]
+
+    def slow(seconds: float, method: Callable[..., Any]) -> Callable[..., Any]:
+        def later(*args: Any, **kwargs: Any) -> Any:
+            clock[0] += seconds
+            return method(*args, **kwargs)
+
+        return later
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.time, "perf_counter", lambda: clock[0])
+        for owner, name, seconds in (
+            (made.agent.world, "losses", 7.0),
+            (made.agent.curiosity, "loss", 5.0),
+            (made.agent.world, "imagine", 3.0),
+            (made.agent.behavior, "loss", 2.0),
+            (made.agent.optimizer, "step", 1.0),
+        ):
+            patch.setattr(owner, name, slow(seconds, getattr(owner, name)))
+        parts = made.parts(repeat=3)
+    wanted = {"noise": 0, "world model": 7, "bonus": 5, "imagination": 3, "actor-critic": 2, "optimizer": 1}
+    assert parts == wanted
+
+
+def test_flop_are_counted_whatever_the_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        one, two = (Bench(replace(TINY, threads=n)).about()["gflop"] for n in (1, 2))
+    finally:
+        torch.set_num_threads(before)
+    assert one == two
+
+
+def test_loop_rate_is_that_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the lines of its metrics, and only those after the first updates."""
+    asked = []
+
+    def fake_train(cfg: RunConfig, folder: Path) -> None:
+        asked.append(cfg)
+        folder.mkdir()
+        lines = [{"step": 1200, "kind": "train", "wall_steps_per_s": 1.0}]
+        lines += [{"step": 1400 + i, "kind": "train", "wall_steps_per_s": 40.0 + i} for i in range(3)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    monkeypatch.setattr(bench, "train", fake_train)
+    assert bench.loop_rate(TINY, 400) == 41.0
+    assert (asked[0].steps, asked[0].batch_size, asked[0].threads) == (1600, 2, 1)
+
+
 def test_duel_takes_turns_and_leaves_out_the_warm_up(tmp_path: Path) -> None:
     log = tmp_path / "asked"
     rows = duel([fake("ours", 0.5, log), fake("peer", 1.5, log)], rounds=3)
@@ -92,11 +149,17 @@ def test_alone_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFix
     args = ["--preset", "tiny", "--batch", "2", "--length", "6", "--repeat", "3", "--precision", "fp32"]
     files = ["--json", str(tmp_path / "new" / "a.json"), "--csv", str(tmp_path / "new" / "a.csv"), "--note", "noisy"]
     assert bench.main([*args, *files]) == 0
-    assert "a policy step takes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "a policy step takes" in said
+    assert "of the peak in fp32" in said
     result = json.loads((tmp_path / "new" / "a.json").read_text())
     row = result["contestants"]["ours"]
     assert (row["batch"], row["length"], row["precision"], result["note"]) == (2, 6, "fp32", "noisy")
     assert sorted(row["seconds"]["wall"])[1] == row["wall"]
+    peak = row["product_peak_gflop_s"]["fp32"]
+    assert row["share_of_peak"] == pytest.approx(row["gflop"] / row["wall"] / peak)
+    assert 0.001 < row["share_of_peak"] < 1
+    assert row["env_step"]["--fast-render"] < row["env_step"]["own picture"] < 1
     with (tmp_path / "new" / "a.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [float(x["wall_seconds"]) for x in lines] == pytest.approx(row["seconds"]["wall"], abs=1e-6)
@@ -123,6 +186,8 @@ def test_against_a_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         (["--preset", "1mm"], "choose one of"),
         (["--repeat", "0"], "at least 1"),
         (["--threads", "-1"], "0 or more"),
+        (["--loop", "-1"], "0 or more"),
+        (["--against", "sheeprl", "--device", "cuda"], "leave --device away"),
         (["--against", "sheeprl", "--preset", "tiny"], "choose one of 1m, 12m"),
         (["--against", "sheeprl", "--batch", "17"], "at most 1024"),
         (

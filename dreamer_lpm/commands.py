@@ -122,7 +122,8 @@ def _seeds(text: str) -> list[int]:
 def _train_many(jobs: list[Job]) -> int:
     """Train them side by side. Returns 0, 2 if runs failed by mistake, 1 if otherwise, or 128 + the signal's number."""
     let_streams_run_side_by_side()
-    with Screen(cells=len(jobs), finished=0, steps=sum(job.cfg.steps for job in jobs), done=0) as screen:
+    steps = sum(job.cfg.steps for job in jobs)
+    with Screen(cells=len(jobs), finished=0, steps=steps, done=0, unit="runs") as screen:
         results = train_together(jobs, screen)
     stops = [result.signum for result in results if isinstance(result, Stopped)]
     for job, result in zip(jobs, results, strict=True):

@@ -23,7 +23,8 @@ from dreamer_lpm import cli, commands
 from dreamer_lpm.evaluate import load, save_agent
 from dreamer_lpm.presets import PRESETS
 from dreamer_lpm.settings import to_plain
-from dreamer_lpm.train import Report, RunConfig, Stopped
+from dreamer_lpm.train import Job, Report, RunConfig, Stopped
+from dreamer_lpm.types import UserError
 from tests.test_evaluate import CONTINUOUS, DISCRETE, make_agent
 from tests.tiny_run import TINY, WITH_TV, write_config
 
@@ -65,6 +66,68 @@ def run(*args: str) -> int:
         return cli.main(["train", *args])
     except SystemExit as left:
         return int(str(left.code))
+
+
+# --- several at once --------------------------------------------------------------------------------------------------
+
+
+Result = Report | Exception
+
+
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """What ``train_together`` was asked for; it does nothing here but end as ``endings`` says, else well."""
+    asked: list[Job] = []
+    summary = {"eval_return_mean": 1.0}
+
+    def ended(jobs: list[Job], screen: object) -> list[Result]:
+        asked.extend(jobs)
+        return [ENDINGS.get(job.cfg.seed, Report(summary, Path("a"), None, None)) for job in jobs]
+
+    monkeypatch.setattr(commands, "train_together", ended)
+    return asked
+
+
+ENDINGS: dict[int, Exception] = {7: UserError("no such env"), 8: OSError("no room"), 9: Stopped(signal.SIGTERM)}
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("0..3", [0, 1, 2, 3]), ("4", [4]), ("5,0", [5, 0])])
+def test_seeds_are_runs_of_one_name_that_differ_in_nothing_else(
+    together: list[Job], text: str, seeds: list[int]
+) -> None:
+    assert run("--seeds", text, "--run-name", "x", "--steps", "123") == 0
+    assert [job.run_dir for job in together] == [Path(f"runs/x-{seed}") for seed in seeds]
+    assert [job.cfg for job in together] == [replace(PRESETS["tiny"], steps=123, seed=seed) for seed in seeds]
+    assert not any(job.resume for job in together)
+
+
+@pytest.mark.parametrize("text", ["", "a", "3..1", "0,0", "-1", "0...2", "1.5"])
+def test_seeds_that_are_none(text: str, capsys: pytest.CaptureFixture[str], together: list[Job]) -> None:
+    assert run(f"--seeds={text}") == 2
+    assert f"--seeds takes a range such as 0..15 or a list such as 0,3,7, not '{text}'." in one_line(capsys)
+    assert together == []
+
+
+@pytest.mark.parametrize(("seeds", "status"), [("0,7", 2), ("7,8", 1), ("0,9", 128 + signal.SIGTERM), ("0..2", 0)])
+def test_how_several_ended(seeds: str, status: int, capsys: pytest.CaptureFixture[str], together: list[Job]) -> None:
+    assert run("--seeds", seeds, "--run-name", "x") == status
+    said = capsys.readouterr().out
+    assert ("runs/x-7: error: no such env" in said) == ("7" in seeds)
+    assert ("runs/x-9: stopped and saved; the same command with --resume goes on" in said) == ("9" in seeds)
+
+
+def test_several_for_real_and_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_config(folder, steps=90)
+    assert run("--config", "tiny.toml", "--seeds", "0..1", "--run-name", "x") == 0
+    assert "2 of 2 runs" in capsys.readouterr().out
+    for seed in (0, 1):
+        summary = json.loads((folder / f"runs/x-{seed}/summary.json").read_text())
+        assert (summary["seed"], summary["env_steps"]) == (seed, 90)
+        assert "90/90 steps (100%)" in (folder / f"runs/x-{seed}/log.txt").read_text()
+    assert run("--resume", "--run-name", "x", "--seeds", "0..1", "--steps", "120") == 0
+    assert [json.loads((folder / f"runs/x-{seed}/summary.json").read_text())["env_steps"] for seed in (0, 1)] == [
+        120
+    ] * 2
 
 
 # --- precedence -------------------------------------------------------------------------------------------------------

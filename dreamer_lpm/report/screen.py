@@ -22,7 +22,8 @@ LINE_EVERY = 30.0  # seconds between plain lines, at least
 class Screen:
     """``with Screen(cells=40, finished=3, steps=240_000, done=18_000) as screen: screen.update(...)``.
 
-    ``steps`` and ``done`` count the env steps of all cells, and of those that are finished.
+    ``steps`` and ``done`` count the env steps of all cells, and of those that are finished. ``unit``: what a cell is
+    called.
     """
 
     def __init__(
@@ -32,10 +33,12 @@ class Screen:
         finished: int,
         steps: int,
         done: int,
+        unit: str = "cells",
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._cells, self._finished, self._steps, self._done = cells, finished, steps, done
+        self._unit = unit
         self._console = console or Console()
         self._clock = clock
         self._running: dict[str, tuple[int, int]] = {}
@@ -100,7 +103,8 @@ class Screen:
         known = "" if left is None else f" | {timedelta(seconds=round(left))} left"
         share = self._total() / max(1, self._steps)
         return (
-            f"{self._finished} of {self._cells} cells | {self._total():,} of {self._steps:,} steps ({share:.0%}){known}"
+            f"{self._finished} of {self._cells} {self._unit} | {self._total():,} of {self._steps:,} steps"
+            f" ({share:.0%}){known}"
         )
 
     def _print_line(self) -> None:

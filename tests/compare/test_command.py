@@ -296,3 +296,16 @@ def test_the_timing_grows_with_the_steps() -> None:
     short, long = (cost.timed(replace(TINY, steps=steps, prefill=0)) for steps in (10_000, 1_000_000))
     assert long.seconds > 20 * short.seconds > 0
     assert long.disk >= short.disk > 0
+
+
+def test_cells_that_share_a_process(folder: Path) -> None:
+    """As on a GPU, where it is the default: one process for all of a method, each with a folder of its own."""
+    write_settings(folder, steps=60)
+    assert compare("--methods none lpm --arms off sham --seeds 1 --out g --jobs 1 --together 4") == 0
+    rows = list(csv.DictReader((folder / "g" / "results.csv").open()))
+    assert sorted((row["method"], row["arm"]) for row in rows) == [
+        ("lpm", "off"), ("lpm", "sham"), ("none", "off"), ("none", "sham"),
+    ]  # fmt: skip
+    logs = sorted(path.name for path in (folder / "g" / "logs").iterdir())
+    assert logs == ["lpm-off-0.log"], "of the process, by the first of its cells"
+    assert all((folder / "g" / "cells" / f"{r['method']}-{r['arm']}-0" / "log.txt").is_file() for r in rows)

@@ -86,6 +86,7 @@ def test_defaults_are_those_of_the_code(readme: str) -> None:
     plain |= plain.pop("agent")
     # The options of the command line itself.
     plain |= {"preset": DEFAULT, "run-name": None, "runs": "runs", "resume": False, "config": None}
+    plain |= {"seeds": None, "no-pictures": not plain["pictures"]}
     options = table_of(readme, "--steps")
     assert len(options) > 20
     for flag, (default, _) in options.items():

@@ -7,8 +7,10 @@ VENV ?= .venv
 PIP_ARGS ?=
 # Passed to train_lpm.py by the demo, and to benchmarks/story.py by the story, after their own options.
 ARGS ?=
-# Passed to pytest, e.g. PYTEST_ARGS="-n 2 tests/noisy_tv".
+# Passed to pytest, e.g. PYTEST_ARGS="tests/noisy_tv -x".
 PYTEST_ARGS ?=
+# Processes that share the tests.
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 # A stamp is newer than pyproject.toml once that extra is installed.
@@ -32,7 +34,7 @@ story: $(BASE) ## install, then film two curious agents before one TV (about 5 m
 	$(BIN)/python3 benchmarks/story.py $(ARGS)
 
 test: $(DEV) ## install, then run the tests
-	$(BIN)/python3 -m pytest $(PYTEST_ARGS)
+	$(BIN)/python3 -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 # pytest leaves with 5 when it found no test, which is no failure here.
 slow: $(DEV) ## install, then run the tests that take minutes

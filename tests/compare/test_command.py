@@ -302,7 +302,7 @@ def test_cells_that_share_a_process(folder: Path) -> None:
     """As on a GPU, where it is the default: one process for all of a method, each with a folder of its own."""
     write_settings(folder, steps=60)
     assert compare("--methods none lpm --arms off sham --seeds 1 --out g --jobs 1 --together 4") == 0
-    rows = list(csv.DictReader((folder / "g" / "results.csv").open()))
+    rows = list(csv.DictReader((folder / "g" / "results.csv").read_text().splitlines()))
     assert sorted((row["method"], row["arm"]) for row in rows) == [
         ("lpm", "off"), ("lpm", "sham"), ("none", "off"), ("none", "sham"),
     ]  # fmt: skip

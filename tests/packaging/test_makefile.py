@@ -69,7 +69,7 @@ def test_test_installs_the_developers_tools_and_demo_needs_nothing_more(make: Ma
     assert make("demo").returncode == 0
     assert calls(tmp_path) == [
         "-m pip install -e .[dev]",
-        "-m pytest -x",
+        "-m pytest -n 2 -x",
         "train_lpm.py --steps 10000 --noisy-tv",
     ]
 
@@ -82,7 +82,7 @@ def test_locked_installs_by_hash_and_what_comes_after_finds_it_done(make: Make, 
         "-m pip install --no-deps --require-hashes -r requirements/ci.lock",
         "-m pip install --no-deps --require-hashes -r requirements/torch-cpu.lock",
         "-m pip install --no-build-isolation -e .[dev]",
-        "-m pytest",
+        "-m pytest -n 2",
         "train_lpm.py --steps 10000 --noisy-tv",
     ]
 

@@ -1,6 +1,6 @@
 """Does a step cost more as the memory fills? Adding a row and drawing a batch, from a replay nearly empty to full.
 
-    python3 benchmarks/replay_growth.py --rows 200000
+    python3 benchmarks/replay_growth.py --rows 500000
 
 Writes benchmarks/results/replay_growth.json. The rows are real memory, 12.4 kB each: a million of them take 12.4 GB,
 and are measured where that is there.
@@ -43,7 +43,7 @@ def cost(state: State, count: int) -> dict[str, float]:
 def main() -> None:
     """Fill by and by, measure at each stage, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--rows", type=int, default=500_000)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/replay_growth.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -21,8 +21,7 @@ Stages = Sequence[tuple[int, int, int]]  # (kernel, stride, channels as a multip
 class _Conv(nn.Conv2d):
     """Convolution (B, C, H, W) -> (B, C', H / stride, W / stride) that can also be worked out as one matrix product.
 
-    Faster as a product where several agents are one (flock.py): their convolutions would be a grouped one, which cuDNN
-    works out group by group.
+    Faster as a product where several agents are one (flock.py), whose convolution would be a grouped one (docs/gpu.md).
     """
 
     as_product = False

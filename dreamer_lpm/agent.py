@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamer_lpm.behavior import Behavior, BehaviorConfig
+from dreamer_lpm.capture import Captured
 from dreamer_lpm.curiosity import (
     CuriosityConfig,
     Dims,
@@ -166,12 +167,31 @@ class Agent(nn.Module):
         return Carry(latent, torch.zeros(num_envs, self.spec.size, device=self.device))
 
     @torch.no_grad()
-    def act(self, carry: Carry, row: Mapping[str, np.ndarray], policy: Policy = "sample") -> Carry:
-        """See one row (obs (N, 64, 64, 3), action (N, A) that led to it, is_first (N,)) and choose the next action."""
+    def act(
+        self,
+        carry: Carry,
+        row: Mapping[str, np.ndarray],
+        policy: Policy = "sample",
+        recorded: Captured[Carry] | None = None,
+    ) -> Carry:
+        """See one row (obs (N, 64, 64, 3), action (N, A) that led to it, is_first (N,)) and choose the next action.
+
+        ``recorded``: what :meth:`acting` made for this policy, to be used again at each step of as many envs.
+        """
         obs, action, first = (torch.as_tensor(row[k], device=self.device) for k in ("obs", "action", "is_first"))
         count = self.chances(len(obs))
         uniform = torch.zeros(count, device=self.device) if policy == "mode" else self.uniform(count)
-        return self.react(carry.latent, obs, action, first, policy, uniform)
+        if recorded is None:
+            return self.react(carry.latent, obs, action, first, policy, uniform)
+        return recorded(**carry.latent._asdict(), obs=obs, action=action, is_first=first, uniform=uniform)
+
+    def acting(self, policy: Policy) -> Captured[Carry]:
+        """``react`` with this policy, to be recorded on CUDA."""
+
+        def see(*, deter: Tensor, stoch: Tensor, **seen: Tensor) -> Carry:
+            return self.react(Latent(deter, stoch), policy=policy, **seen)
+
+        return Captured(see, self.device)
 
     def chances(self, num_envs: int) -> int:
         """How many random numbers an act takes."""

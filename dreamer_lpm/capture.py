@@ -6,7 +6,8 @@ replayed from then on; several agents' graphs, each on its agent's stream, run s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -56,6 +57,20 @@ class Captured(Generic[R]):
 def new_stream(device: torch.device) -> torch.cuda.Stream | None:
     """A queue of its own on a CUDA device, for ``torch.cuda.stream``; None, which changes nothing there, elsewhere."""
     return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Work on a new stream, after all that the current one was given; that one goes on after it."""
+    stream = new_stream(device)
+    if stream is None:
+        yield
+        return
+    before = torch.cuda.current_stream(device)
+    stream.wait_stream(before)
+    with torch.cuda.stream(stream):
+        yield
+    before.wait_stream(stream)
 
 
 def upload(x: Tensor, device: torch.device) -> Tensor:

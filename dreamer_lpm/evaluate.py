@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreamer_lpm.agent import Agent, AgentConfig, Carry, Policy, shapes
-from dreamer_lpm.capture import compact
+from dreamer_lpm.capture import compact, own_stream
 from dreamer_lpm.curiosity import Transition
 from dreamer_lpm.envs import Envs
 from dreamer_lpm.machine import pick_device
@@ -76,16 +76,18 @@ def evaluate(
     agent.generator.manual_seed(seed)
     returns, lengths, watched = np.zeros(episodes), np.zeros(episodes, int), np.zeros(episodes)
     playing = np.ones(episodes, bool)
-    carry, row = agent.begin(episodes), envs.reset_row()
+    row, acting = envs.reset_row(), agent.acting(policy)
     try:
-        while playing.any():
-            watch()
-            carry = agent.act(carry, row, policy)
-            row = envs.step(carry.action.cpu().numpy())
-            returns += np.where(playing, row["reward"], 0.0)
-            lengths += playing
-            watched += playing & row["tv_on"]
-            playing &= ~row["is_last"]
+        with own_stream(agent.device):
+            carry = agent.begin(episodes)
+            while playing.any():
+                watch()
+                carry = agent.act(carry, row, policy, acting)
+                row = envs.step(carry.action.cpu().numpy())
+                returns += np.where(playing, row["reward"], 0.0)
+                lengths += playing
+                watched += playing & row["tv_on"]
+                playing &= ~row["is_last"]
     finally:
         agent.generator.set_state(kept)
         envs.close()

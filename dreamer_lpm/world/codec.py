@@ -43,23 +43,85 @@ class _Conv(nn.Conv2d):
         n, height, width, channels = x.shape
         h, w = height // stride, width // stride
         cells = x.reshape(n, h, stride, w, stride, channels).transpose(2, 3).reshape(n, h, w, -1)
-        rows, columns = h - m + 1, w - m + 1
-        covered = [cells[:, i : i + rows, j : j + columns] for i in range(m) for j in range(m)]
         blocks = weight.reshape(-1, channels, m, stride, m, stride).permute(2, 4, 3, 5, 1, 0)
-        y = torch.cat(covered, -1) @ blocks.reshape(-1, weight.shape[0])
+        covered: Tensor = cells if m == 1 else _Covered.apply(cells, m)  # type: ignore[no-untyped-call]
+        y = covered @ blocks.reshape(-1, weight.shape[0])
         return (y if self.bias is None else y + self.bias).permute(0, 3, 1, 2)
+
+
+class _Covered(torch.autograd.Function):
+    """The m x m cells from each cell on: (N, h, w, C) -> (N, h - m + 1, w - m + 1, m m C)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(cells: Tensor, m: int) -> Tensor:
+        _, h, w, _ = cells.shape
+        parts = [cells[:, i : h - m + 1 + i, j : w - m + 1 + j] for i in range(m) for j in range(m)]
+        return torch.cat(parts, -1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.m = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # Added up in one place; autograd would make a whole picture of zeros for each part.
+        m = ctx.m
+        n, rows, columns, _ = gradient.shape
+        parts = gradient.chunk(m * m, -1)
+        sums = gradient.new_zeros(n, rows + m - 1, columns + m - 1, parts[0].shape[-1])
+        for k, part in enumerate(parts):
+            sums[:, k // m : k // m + rows, k % m : k % m + columns].add_(part)
+        return sums, None
 
 
 class _ChannelNorm(nn.Module):
     """Layer norm over the channels of every pixel; with NHWC memory both permutes are free. (B, C, H, W) -> same."""
+
+    as_product = False
 
     def __init__(self, channels: int):
         super().__init__()
         self.norm = nn.LayerNorm(channels, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        normed: Tensor = self.norm(x.permute(0, 2, 3, 1).float())
+        pixels = x.permute(0, 2, 3, 1).float()
+        if self.as_product or x.is_cuda:
+            normed: Tensor = _RowNorm.apply(pixels, self.norm.weight, self.norm.bias)[0]  # type: ignore[no-untyped-call]
+        else:
+            normed = self.norm(pixels)
         return normed.permute(0, 3, 1, 2)
+
+
+class _RowNorm(torch.autograd.Function):
+    """Layer norm of many short rows (..., C), float32: the output, and two things for the way back.
+
+    CUDA's own gives every row a block of threads, which is far slower where a row is 16 to 64 numbers (docs/gpu.md).
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+        rstd = torch.rsqrt(variance + 1e-3)
+        normed = torch.addcmul(-mean * rstd, x, rstd)
+        return torch.addcmul(shift, normed, weight), normed, rstd
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        _, normed, rstd = output
+        ctx.save_for_backward(inputs[1], normed, rstd)
+        ctx.mark_non_differentiable(normed, rstd)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weight, normed, rstd = ctx.saved_tensors
+        product, inner = gradient * normed, gradient * weight
+        along = (product * weight).mean(-1, keepdim=True)
+        x_g = (torch.addcmul(inner, normed, along, value=-1) - inner.mean(-1, keepdim=True)) * rstd
+        return x_g, product.flatten(0, -2).sum(0), gradient.flatten(0, -2).sum(0)
 
 
 class _DepthToSpace(nn.Module):
@@ -193,14 +255,15 @@ class Decoder(nn.Module):
         assert isinstance(last, _DepthToSpace)
         drawn: Tensor = last.conv(self.layers[:-1](self._cells(feat))).permute(0, 2, 3, 1).flatten(1)
         if last.conv.as_product:  # of several agents at once, which the function below knows nothing of
-            error = (drawn.float() - folded.float() / 255).square().sum(-1)
+            off = torch.sub(drawn, folded, alpha=1 / 255)
+            error: Tensor = torch.linalg.vector_norm(off, dim=-1, dtype=torch.float32).square()
         else:
             error = _SquaredError.apply(drawn, folded)  # type: ignore[no-untyped-call]
         return error.reshape(feat.shape[:-1])
 
 
 def as_products(module: nn.Module) -> None:
-    """Have all convolutions in it worked out as matrix products from now on."""
+    """Have all convolutions in it worked out as matrix products from now on, and the norms between them by hand."""
     for part in module.modules():
-        if isinstance(part, _Conv):
+        if isinstance(part, _Conv | _ChannelNorm):
             part.as_product = True

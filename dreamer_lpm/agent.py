@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
@@ -134,6 +134,7 @@ class Agent(nn.Module):
         self.cfg, self.spec = cfg, spec
         self.device = torch.device(device)
         self.bf16 = bf16
+        self.starts = cfg.behavior.starts  # of dreams, in an update
         with torch.random.fork_rng(devices=[]):  # the layers' initial weights, without touching the global generator
             torch.manual_seed(seed)
             self.world, self.behavior, self.curiosity = build_parts(cfg, spec, size)
@@ -236,7 +237,7 @@ class Agent(nn.Module):
 
     def _noise_shapes(self, batch: int, length: int) -> Noise:
         rssm, cfg = self.cfg.world.rssm, self.cfg.behavior
-        code, dreams = (rssm.stoch, rssm.classes), (cfg.horizon, min(cfg.starts, batch * length))
+        code, dreams = (rssm.stoch, rssm.classes), (cfg.horizon, min(self.starts, batch * length))
         shapes = ((batch, length, *code), (batch * length,), (*dreams, *code), (*dreams, self.spec.size))
         return Noise(*(torch.Size(shape) for shape in shapes))  # type: ignore[arg-type]
 
@@ -244,21 +245,32 @@ class Agent(nn.Module):
         shapes = self._noise_shapes(batch, length)
         pieces = torch.split(uniform, [math.prod(shape) for shape in shapes])
         world, order, dream, policy = (x.reshape(tuple(shape)) for x, shape in zip(pieces, shapes, strict=True))
-        starts = order.argsort()[: self.cfg.behavior.starts]
+        starts = order.argsort()[: self.starts]
         return Noise(gumbel(world), starts, gumbel(dream), self.behavior.actor.noise(policy))
 
-    def update(self, batch: Batch, uniform: Tensor | None = None) -> dict[str, Tensor]:
+    def update(
+        self, batch: Batch, uniform: Tensor | None = None, forward: Callable[[Batch, Tensor], Thought] | None = None
+    ) -> dict[str, Tensor]:
         """One step of learning everything from one batch. Returns metrics as tensors () that stay on the device.
 
         It is a function of ``batch`` and ``uniform``, as many random numbers as ``update_chances`` says (drawn here if
         they are not given), with static shapes and without a look at any value: it can be recorded once and replayed.
+        ``forward``: in place of this agent's own, one whose gradients are those of several processes (team.py).
         """
         uniform = self.uniform(self.update_chances(*batch.reward.shape)) if uniform is None else uniform
-        with lanes(self.device) as count:
-            return self._update(batch, uniform, count)
-
-    def _update(self, batch: Batch, uniform: Tensor, lanes: int) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
+        with lanes(self.device) as count:
+            thought = self._learn(batch, uniform, count) if forward is None else _taught(forward(batch, uniform))
+            norms = {
+                f"grad/{name}": nn.utils.clip_grad_norm_(params, self.cfg.clip) for name, params in self.learned.items()
+            }
+            self.optimizer.step()
+            self.behavior.critic.follow()
+        self.felt = thought.felt
+        return {**{f"loss/{k}": v for k, v in thought.losses.items()}, **norms, **thought.metrics}
+
+    def _learn(self, batch: Batch, uniform: Tensor, lanes: int) -> Thought:
+        """``forward`` and its gradients, side by side where there are two lanes."""
         noise = self._noise(uniform, *batch.reward.shape)
         lesson = self._watch(batch, noise, lanes)
 
@@ -266,20 +278,10 @@ class Agent(nn.Module):
             losses = self._world_losses(batch, lesson)
             return losses, _backward(_means(losses))
 
-        def learn_from_it() -> Thought:
-            thought = self._think(batch, lesson, noise)
-            return thought._replace(losses=_backward(thought.losses))
-
         # No weight moves before both are done, and neither's gradients are the other's.
-        (losses, world), thought = at_once(teach_the_world, learn_from_it, lanes)
-        norms = {
-            f"grad/{name}": nn.utils.clip_grad_norm_(params, self.cfg.clip) for name, params in self.learned.items()
-        }
-        self.optimizer.step()
-        self.behavior.critic.follow()
-        self.felt = thought.felt
+        (losses, world), thought = at_once(teach_the_world, lambda: _taught(self._think(batch, lesson, noise)), lanes)
         metrics = {**thought.metrics, **_recon_share(batch, losses)}
-        return {**{f"loss/{k}": v for k, v in {**world, **thought.losses}.items()}, **norms, **metrics}
+        return thought._replace(losses={**world, **thought.losses}, metrics=metrics)
 
     def forward(self, batch: Batch, uniform: Tensor) -> Thought:
         """Everything of an update before its gradients. Buffers move (running means, queues), weights do not."""
@@ -387,6 +389,11 @@ def _backward(losses: dict[str, Tensor]) -> dict[str, Tensor]:
     if losses:
         torch.autograd.backward(total(losses))
     return {k: v.detach() for k, v in losses.items()}
+
+
+def _taught(thought: Thought) -> Thought:
+    """With the gradients of its losses taken."""
+    return thought._replace(losses=_backward(thought.losses))
 
 
 @torch.no_grad()

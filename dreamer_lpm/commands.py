@@ -25,6 +25,7 @@ from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import from_plain, read_file, to_plain
+from dreamer_lpm.team import Team, joined
 from dreamer_lpm.together import train_together
 from dreamer_lpm.train import (
     CONFIG_FILE,
@@ -60,6 +61,14 @@ def train_command(args: list[str], guide: bool = False) -> int:
 
     ``guide``: as ``train_lpm.py``, which also leaves the agent and the video where it was started. Raises UserError.
     """
+    with joined() as team:
+        if team and team.rank:
+            team.help()
+            return 0
+        return _train(args, guide, team)
+
+
+def _train(args: list[str], guide: bool, team: Team | None) -> int:
     program = "train_lpm.py" if guide else "dreamer-lpm train"
     first = _first_options(program)
     known, rest = first.parse_known_args(args)
@@ -70,10 +79,12 @@ def train_command(args: list[str], guide: bool = False) -> int:
         return _train_many([_cell(known.runs, path) for path in known.cells])
     run_dir = _run_dir(known)
     if known.seeds is not None:
+        if team:
+            raise UserError("torchrun's processes learn one agent; for --seeds start dreamer-lpm without it.")
         return _train_many([_job(known, rest, program, run_dir, seed) for seed in _seeds(known.seeds)])
     job = _job(known, rest, program, run_dir)
     try:
-        report = train(job.cfg, job.run_dir, resume=job.resume)
+        report = train(job.cfg, job.run_dir, resume=job.resume, team=team)
     except Stopped as stop:
         again = [*(("python3",) if guide else ()), *program.split(), "--resume", "--run-name", run_dir.name]
         elsewhere = [] if known.runs == RUNS else ["--runs", str(known.runs)]

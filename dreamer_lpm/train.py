@@ -52,6 +52,7 @@ from dreamer_lpm.report.strict_json import dumps, is_sealed, sealed, write_atomi
 from dreamer_lpm.report.summary import git_revision, versions, write_summary
 from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import from_plain, to_plain
+from dreamer_lpm.team import Team
 from dreamer_lpm.types import Batch, NotFinite, UserError
 from dreamer_lpm.untrusted import check_like
 from dreamer_lpm.world import Latent
@@ -268,8 +269,8 @@ class Sums:
 class State:
     """Everything that survives a restart, generators included."""
 
-    def __init__(self, cfg: RunConfig, images: ImageSource | None):
-        self.cfg = cfg
+    def __init__(self, cfg: RunConfig, images: ImageSource | None, team: Team | None = None):
+        self.cfg, self.team = cfg, team
         seeds = np.random.SeedSequence(cfg.seed).spawn(3)  # one tree: envs (and their TVs), replay, networks
         env_seed, agent_seed = (int(s.generate_state(1)[0]) for s in (seeds[0], seeds[2]))
         make = partial(make_env, cfg.env(), images=images)
@@ -308,6 +309,7 @@ class State:
         """Whatever was recorded is recorded anew, for tensors have moved."""
         self._observe = {policy: Captured(partial(self._see, policy), self.device) for policy in POLICIES}
         self._update = Captured(self._learn, self.device)
+        self._update.records &= self.team is None
         self.saved_rows = 0
         self.pieces: dict[Path, str] = {}  # of the replay on disk, with their SHA-256
         self.wandb_id: str | None = None  # of the W&B run, if there is one
@@ -362,7 +364,8 @@ class State:
         b, t = self.cfg.batch_size, self.cfg.seq_length
         places = upload(self.replay.draw(self.rng, b, t), self.device)
         update = upload(torch.tensor(self.tally.updates), self.device)
-        self._update(places=places, update=update, uniform=self.agent.uniform(self.agent.update_chances(b, t)))
+        chances = self.team.chances(self.agent, b, t) if self.team else self.agent.update_chances(b, t)
+        self._update(places=places, update=update, uniform=self.agent.uniform(chances))
         self.learned()
 
     def learned(self) -> None:
@@ -373,7 +376,11 @@ class State:
     def _learn(self, *, places: Tensor, update: Tensor, uniform: Tensor) -> None:
         """``learn`` as a function of tensors on the device; all that it changes stays where it is."""
         batch = self.replay.gather(places, self.cfg.seq_length)
-        self.note(update, self.agent.update(batch, uniform), batch, self.agent.felt)
+        if self.team:
+            metrics, batch = self.team.update(self.agent, batch, uniform)
+        else:
+            metrics = self.agent.update(batch, uniform)
+        self.note(update, metrics, batch, self.agent.felt)
 
     def note(self, update: Tensor, metrics: Mapping[str, Tensor], batch: Batch, felt: Felt) -> None:
         """What is kept of an update beside what was learned."""
@@ -521,15 +528,17 @@ class Job:
     cfg: RunConfig
     run_dir: Path
     resume: bool = False
+    team: Team | None = None  # who learns it with this process
 
 
-def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False) -> Report:
+def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False, team: Team | None = None) -> Report:
     """Start a run in ``run_dir``, or go on with the one there. Returns what it left behind.
 
-    Raises UserError before any work is lost, and Stopped, once all is saved, on SIGINT and SIGTERM.
+    ``team``: the processes that learn it together, of which this is the first. Raises UserError before any work is
+    lost, and Stopped, once all is saved, on SIGINT and SIGTERM.
     """
     with Signals() as signals, torch.cuda.stream(new_stream(pick_device(cfg.device))):
-        work = session(Job(cfg, run_dir, resume), signals)
+        work = session(Job(cfg, run_dir, resume, team), signals)
         while True:
             try:
                 next(work).serve()
@@ -569,6 +578,8 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
         if not resume and (checkpoint.checkpoints(run_dir) or (log_file.is_file() and log_file.stat().st_size)):
             raise UserError(f"{run_dir} already holds a run: go on with --resume, or choose another --run-name.")
         cfg = settled(cfg)
+        if job.team:
+            job.team.check(cfg.batch_size)
         torch.set_num_threads(cfg.threads)
         if cfg.device == "cuda":
             set_tf32(cfg.precision != "fp32")
@@ -587,7 +598,7 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
         rollbacks = 0
         while True:
             try:
-                session = _Session(cfg, run_dir, run, images, shown)
+                session = _Session(cfg, run_dir, run, images, shown, job.team)
                 return (yield from session.go(signals, in_file, resume, rollbacks, say))
             except _FellIll as ill:
                 rollbacks, say, resume = ill.rollbacks, [str(ill)], True
@@ -611,13 +622,14 @@ class _Session:
     run: str  # id
     images: ImageSource | None
     shown: TVImages | None
+    team: Team | None
 
     def go(
         self, signals: Signals, in_file: bool, resume: bool, rollbacks: int, say: list[str]
     ) -> Generator[Wants, None, Report]:
         """Prepare everything, then loop and finish."""
         cfg, run_dir = self.cfg, self.run_dir
-        state = State(cfg, self.images)
+        state = State(cfg, self.images, self.team)
         state.forecast.check_disk(run_dir, cfg.keep_checkpoints)
         metrics_at = self._restore(state, say) if resume else None
         state.slow_down(max(rollbacks, state.tally.rollbacks))

@@ -1,0 +1,155 @@
+"""Several processes that learn one agent: their gradients, their run, and what goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dreamer_lpm import checkpoint
+from dreamer_lpm.agent import Agent, total
+from dreamer_lpm.curiosity import REGISTRY
+from dreamer_lpm.team import LARGEST_STATISTIC, joined
+from dreamer_lpm.types import ActionSpec, Batch
+from tests.tiny_run import TINY, differences, write_config
+
+B, T, WORLD = 4, 6, 2
+SPEC = ActionSpec("continuous", 2)
+
+
+def _agent(curiosity: str) -> Agent:
+    return Agent(replace(TINY.agent, curiosity=curiosity), SPEC, seed=1)
+
+
+def _batch(seed: int) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    first = torch.zeros(B, T, dtype=torch.bool)
+    first[1, 3] = True
+    rssm = TINY.agent.world.rssm
+    return Batch(
+        obs=torch.randint(0, 256, (B, T, 64, 64, 3), dtype=torch.uint8, generator=g),
+        action=torch.rand(B, T, SPEC.size, generator=g) * 2 - 1,
+        reward=torch.randn(B, T, generator=g),
+        is_first=first,
+        is_terminal=torch.zeros(B, T, dtype=torch.bool),
+        tv_on=torch.zeros(B, T, dtype=torch.bool),
+        deter=torch.randn(B, rssm.deter, generator=g),
+        stoch=torch.zeros(B, rssm.stoch, dtype=torch.uint8),
+    )
+
+
+def _by_hand(agents: list[Agent], batch: Batch, uniform: torch.Tensor) -> None:
+    """One update of agents that are one: the mean of the gradients that each takes of its share."""
+    for own, first in zip(agents[1].buffers(), agents[0].buffers(), strict=True):
+        if own.numel() <= LARGEST_STATISTIC:
+            own.copy_(first)
+    shares = [Batch(*parts) for parts in zip(*(x.chunk(WORLD) for x in batch), strict=True)]
+    for agent, share, chance in zip(agents, shares, uniform.chunk(WORLD), strict=True):
+        agent.starts = agent.cfg.behavior.starts // WORLD
+        agent.optimizer.zero_grad()
+        torch.autograd.backward(total(agent(share, chance).losses))
+    for one, other in zip(*(agent.parameters() for agent in agents), strict=True):
+        if one.grad is not None and other.grad is not None:
+            one.grad = (one.grad + other.grad) / 2
+            other.grad = one.grad.clone()
+    for agent in agents:
+        for params in agent.learned.values():
+            nn.utils.clip_grad_norm_(params, agent.cfg.clip)
+        agent.optimizer.step()
+        agent.behavior.critic.follow()
+
+
+def _member(rank: int, port: int, found: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    with joined() as team:
+        assert team is not None
+        if rank:
+            team.help()
+            return
+        wrong = []
+        for name in REGISTRY:
+            agent = _agent(name)
+            agents = [_agent(name) for _ in range(WORLD)]
+            for i in range(3):
+                uniform = agent.uniform(team.chances(agent, B, T))
+                team.update(agent, _batch(i), uniform)
+                _by_hand(agents, _batch(i), uniform)
+            pairs = zip(agent.state_dict().items(), agents[0].state_dict().values(), strict=True)
+            wrong += [f"{name}: {key}" for (key, x), y in pairs if not torch.allclose(x.float(), y.float(), atol=1e-5)]
+        found.write_text("\n".join(["done", *wrong]))
+
+
+def test_a_team_learns_as_one_agent_from_the_mean_of_its_gradients(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_member, (port, tmp_path / "found"), nprocs=WORLD)
+    assert (tmp_path / "found").read_text() == "done"
+
+
+def _torchrun(folder: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD),
+               "-m", "dreamer_lpm", "train", "--run-name", "run", *options]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _finish(process: subprocess.Popen[str], status: int = 0) -> str:
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == status, said
+    return said
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = torch.load(folder / "runs/run/agent_lpm.pth", weights_only=True)["weights"]
+    return weights
+
+
+def test_a_team_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+        write_config(folder)
+    _finish(_torchrun(whole, "--config", "tiny.toml", "--curiosity", "none", "--no-pictures"))
+    _finish(_torchrun(cut, "--config", "tiny.toml", "--curiosity", "none", "--no-pictures", "--steps", "96"))
+    assert differences(_weights(whole), _weights(cut))
+    _finish(_torchrun(cut, "--resume", "--steps", "160"))
+    assert differences(_weights(whole), _weights(cut)) == []
+
+
+def test_a_team_that_is_told_to_stop_saves_and_ends(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    process = _torchrun(
+        tmp_path, "--config", "tiny.toml", "--steps", "1000000", "--no-pictures", "--checkpoint-every", "0"
+    )
+    metrics = tmp_path / "runs/run/metrics.jsonl"
+    until = time.monotonic() + 60
+    while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert "Stopped and saved (SIGTERM)" in said
+    assert checkpoint.checkpoints(tmp_path / "runs/run")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [(["--batch-size", "3"], "take a multiple of it"), (["--seeds", "0,1"], "start dreamer-lpm without it")],
+)
+def test_what_a_team_cannot_do_is_said_at_once(tmp_path: Path, options: list[str], named: str) -> None:
+    write_config(tmp_path)
+    process = _torchrun(tmp_path, "--config", "tiny.toml", *options)
+    assert named in _finish(process, status=1)

@@ -22,7 +22,13 @@ ENGLISH, JAPANESE = read(ROOT / "README.md"), read(ROOT / "README.ja.md")
 READMES = {"README.md": ENGLISH, "README.ja.md": JAPANESE}
 GUIDES = [*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")]
 DOCUMENTS = [*GUIDES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-OTHER_TOOLS = {"--extra-index-url", "--rm", "--build-arg", "--logdir"}  # of pip, docker and TensorBoard
+OTHER_TOOLS = {
+    "--nproc-per-node",
+    "--extra-index-url",
+    "--rm",
+    "--build-arg",
+    "--logdir",
+}  # of pip, docker and TensorBoard
 # What a run or the reader makes, so no file of the repository.
 MADE = re.compile(r"(runs|videos|data)/|agent_lpm\.pth|mine\.toml")
 WORDS = {None: {"none", "automatic", "なし", "自動"}, False: {"off", "オフ"}}

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import torch
 
+from dreamer_lpm.config import settled
 from dreamer_lpm.noisy_tv import load_images
 from dreamer_lpm.presets import preset
 from dreamer_lpm.report.strict_json import dumps, write_atomically
 from dreamer_lpm.report.summary import git_revision, versions
-from dreamer_lpm.train import State, settled
+from dreamer_lpm.state import State
 
 
 def main() -> None:

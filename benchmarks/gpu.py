@@ -20,11 +20,12 @@ from typing import Any
 import torch
 
 from dreamer_lpm.capture import WARM_UP, new_stream
+from dreamer_lpm.config import settled
 from dreamer_lpm.flock import Flock
 from dreamer_lpm.machine import let_streams_run_side_by_side, set_tf32
 from dreamer_lpm.presets import PRESETS, preset
 from dreamer_lpm.report.summary import git_revision, versions
-from dreamer_lpm.train import State, settled
+from dreamer_lpm.state import State
 
 ROWS = 2_000  # in the replay
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dreamer_lpm.config import RunConfig, settled
 from dreamer_lpm.report.strict_json import dumps, write_atomically
-from dreamer_lpm.train import RunConfig, State, settled
+from dreamer_lpm.state import State
 
 
 def cost(state: State, count: int) -> dict[str, float]:

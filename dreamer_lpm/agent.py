@@ -44,6 +44,10 @@ class AgentConfig:
     """Strength of curiosity: reward += lpm_eta * bonus. Larger is more curious, smaller more task-driven, 0 is off."""
     extrinsic: float = 1.0
     """Weight of the task's reward in dreams; 0 leaves curiosity alone (reward-free)."""
+    sight: float = 0.5
+    """Price, in the task's reward, of going blind: of states whose frame the world model would decline to look at. A
+    dream that is blind from end to end pays this share of the returns' range; where nothing is declined it changes
+    nothing."""
     world_lr: float = 3e-4
     actor_lr: float = 1e-4
     critic_lr: float = 1e-4
@@ -354,7 +358,10 @@ class Agent(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """Imagine from some of the replayed states and score the dream.
 
-        reward = cfg.extrinsic * task's reward + cfg.lpm_eta * bonus
+        reward = cfg.extrinsic * (task's reward - price of going blind) + cfg.lpm_eta * bonus
+
+        A dream knows no difference between seeing and being blind: it sees no frame either way. So nothing in it would
+        keep the policy from an action that blinds, and by chance it learns to take it for good.
         """
         pick = noise.starts
         start = Latent(latents.deter.flatten(0, 1)[pick], latents.stoch.flatten(0, 1)[pick])
@@ -363,13 +370,16 @@ class Agent(nn.Module):
             mask = torch.ones(dream.action.shape[:-1], dtype=torch.bool, device=self.device)
             bonus = self.curiosity.reward(Transition(dream.feat[:-1], dream.action, dream.feat[1:], mask))
             extrinsic = self.world.reward(dream.feat[1:])
-            reward = self.extrinsic * extrinsic + self.eta * bonus
+            blind = 1 - self.world.look(dream.feat[1:])
+            price = self.cfg.sight * self.behavior.range.scale / len(dream.action)
+            reward = self.extrinsic * (extrinsic - price * blind) + self.eta * bonus
             cont = self.world.cont(dream.feat[1:])
         alive = ~batch.is_terminal.flatten()[pick]
         losses = self.behavior.loss(dream.feat, dream.sampled, reward, cont, alive)
         metrics = {
             "dream/reward": extrinsic.mean(),
             "dream/bonus": bonus.mean(),
+            "dream/blind": blind.mean(),
             "dream/return_range": self.behavior.range.scale,
         }
         return {k: v.mean() for k, v in losses.items()}, metrics, dream.feat[1:]

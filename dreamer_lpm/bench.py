@@ -39,13 +39,14 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from dreamer_lpm.agent import Agent
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.envs import make_env
 from dreamer_lpm.machine import Precision, keep_freed_memory, pick_device, pick_precision, pick_threads
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.metrics import read_metrics
 from dreamer_lpm.report.strict_json import dumps, plain, write_atomically
 from dreamer_lpm.report.summary import git_revision, versions
-from dreamer_lpm.train import RunConfig, train
+from dreamer_lpm.train import train
 from dreamer_lpm.types import ActionSpec, Batch, UserError
 
 PEER_PRESET = "1m"  # the size that a comparison takes unless told otherwise

@@ -17,6 +17,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.envs import make_env
 from dreamer_lpm.evaluate import evaluate, export_agent, load, record
 from dreamer_lpm.machine import let_streams_run_side_by_side
@@ -27,16 +28,7 @@ from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import from_plain, read_file, to_plain
 from dreamer_lpm.team import Team, joined
 from dreamer_lpm.together import train_together
-from dreamer_lpm.train import (
-    CONFIG_FILE,
-    EVAL_SEED,
-    Job,
-    Report,
-    RunConfig,
-    Stopped,
-    read_config,
-    train,
-)
+from dreamer_lpm.train import CONFIG_FILE, EVAL_SEED, Job, Report, Stopped, read_config, train
 from dreamer_lpm.types import UserError
 
 # What may differ between a run and its continuation; anything else would make it another run.

@@ -25,7 +25,7 @@ from dreamer_lpm.world import Latent
 from dreamer_lpm.world.codec import as_products
 
 if TYPE_CHECKING:
-    from dreamer_lpm.train import State
+    from dreamer_lpm.state import State
 
 Tensors = dict[str, Tensor]
 

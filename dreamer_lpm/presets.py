@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dreamer_lpm.agent import AgentConfig
 from dreamer_lpm.behavior import BehaviorConfig
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.curiosity import CuriosityConfig
-from dreamer_lpm.train import RunConfig
 from dreamer_lpm.types import UserError
 from dreamer_lpm.world import RSSMConfig, WorldConfig
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from dreamer_lpm.agent import AgentConfig
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.curiosity import REGISTRY, IntrinsicReward, Losses, Normalized, Transition
-from dreamer_lpm.train import RunConfig, train
+from dreamer_lpm.train import train
 
 
 class Change(IntrinsicReward):

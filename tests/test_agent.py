@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -282,12 +282,17 @@ class Spied:
     """One update of an agent whose bonus is a known function, with what reached the behavior and the curiosity."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, lpm_eta: float, starts: int = 8, extrinsic: float = 1.0
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        lpm_eta: float,
+        starts: int = 8,
+        extrinsic: float = 1.0,
+        prepare: Callable[[Agent], object] = lambda agent: None,
     ) -> None:
         self.batch = random_batch()
         self.agent = make_agent("lpm_guide", lpm_eta)
-        behavior_cfg = replace(self.agent.cfg.behavior, starts=starts)
-        self.agent.cfg = replace(self.agent.cfg, behavior=behavior_cfg)
+        self.agent.starts = starts
+        prepare(self.agent)
         self.agent.extrinsic.fill_(extrinsic)
         last: nn.Linear = self.agent.world.reward.net[-1]  # type: ignore[assignment]
         nn.init.normal_(last.weight, std=0.1, generator=torch.Generator().manual_seed(0))
@@ -331,6 +336,28 @@ def test_a_dream_pays_the_extrinsic_reward_and_eta_times_the_bonus(
     assert dream.mask.all()
     built = Agent(replace(CONFIG, extrinsic=extrinsic, lpm_eta=lpm_eta), x.agent.spec)
     assert torch.equal(torch.stack([built.extrinsic, built.eta]), torch.tensor([extrinsic, lpm_eta]))
+
+
+@pytest.mark.parametrize("extrinsic", [1.0, 2.5, 0.0])
+def test_a_dream_pays_for_going_blind(monkeypatch: pytest.MonkeyPatch, extrinsic: float) -> None:
+    def close_at_times(agent: Agent) -> None:
+        gate = agent.world.rssm.gate
+        assert gate is not None
+        monkeypatch.setattr(gate, "look", lambda deter: (deter[..., 0] > 0).float())
+        agent.behavior.range.high.fill_(30.0)
+        agent.behavior.range.low.fill_(-10.0)
+
+    x = Spied(monkeypatch, 0.0, extrinsic=extrinsic, prepare=close_at_times)
+    blind = (x.feat[1:, :, 0] <= 0).float()
+    assert 0 < blind.mean() < 1
+    price = x.agent.cfg.sight * 40.0 / len(x.reward)
+    assert x.agent.cfg.sight > 0
+    torch.testing.assert_close(x.reward, extrinsic * (x.extrinsic - price * blind))
+
+
+def test_where_nothing_is_declined_sight_has_no_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = Spied(monkeypatch, 0.0)
+    assert torch.equal(x.reward, x.extrinsic)
 
 
 def test_dreams_start_from_replayed_states_that_an_end_has_not_already_met(monkeypatch: pytest.MonkeyPatch) -> None:

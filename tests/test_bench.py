@@ -15,7 +15,7 @@ import torch
 
 from dreamer_lpm import bench
 from dreamer_lpm.bench import Bench, Contestant, Work, duel
-from dreamer_lpm.train import RunConfig
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.types import UserError
 
 TINY = Work("tiny", 2, 6, "fp32", 1)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from dreamer_lpm.capture import WARM_UP, Captured, Download, upload
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.curiosity import REGISTRY
 from dreamer_lpm.noisy_tv import load_images
-from dreamer_lpm.train import RunConfig, State, Sums
+from dreamer_lpm.state import State, Sums
 from tests.recorded import Recorded
 from tests.tiny_run import TINY, WITH_TV
 

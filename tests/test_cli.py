@@ -20,10 +20,11 @@ import pytest
 import torch
 
 from dreamer_lpm import cli, commands
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.evaluate import load, save_agent
 from dreamer_lpm.presets import PRESETS
 from dreamer_lpm.settings import to_plain
-from dreamer_lpm.train import Job, Report, RunConfig, Stopped
+from dreamer_lpm.train import Job, Report, Stopped
 from dreamer_lpm.types import UserError
 from tests.test_evaluate import CONTINUOUS, DISCRETE, make_agent
 from tests.tiny_run import TINY, WITH_TV, write_config

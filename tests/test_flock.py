@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.curiosity import REGISTRY
 from dreamer_lpm.flock import Flock
 from dreamer_lpm.noisy_tv import load_images
-from dreamer_lpm.train import RunConfig, State
+from dreamer_lpm.state import State
 from tests.recorded import Recorded
 from tests.test_capture import everything
 from tests.tiny_run import TINY, WITH_TV

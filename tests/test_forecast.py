@@ -75,7 +75,7 @@ def test_memory_of_this_machine_is_a_number_of_gigabytes() -> None:
 
 
 def test_the_forecast_of_a_run_counts_the_bytes_of_its_rows() -> None:
-    from dreamer_lpm.train import State
+    from dreamer_lpm.state import State
 
     state = State(TINY, None)
     row = {name: held[0].numel() * held.element_size() for name, held in state.replay.data.items()}

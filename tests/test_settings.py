@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Optional, Union
 import pytest
 import tyro
 
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.presets import PRESETS
 from dreamer_lpm.settings import from_plain, read_file, to_plain
-from dreamer_lpm.train import RunConfig
 from dreamer_lpm.types import UserError
 
 

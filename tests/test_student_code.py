@@ -8,7 +8,7 @@ import inspect
 import student_code
 from dreamer_lpm import curiosity
 from dreamer_lpm.agent import Agent
-from dreamer_lpm.train import RunConfig
+from dreamer_lpm.config import RunConfig
 from tests.test_agent import CONFIG, SPEC
 
 GUIDE = {"Encoder", "RSSM", "Decoder", "RewardModel", "Actor", "Critic", "ErrorPredictor", "Agent"}

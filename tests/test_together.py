@@ -13,11 +13,13 @@ import torch
 
 from dreamer_lpm import guard as guard_module
 from dreamer_lpm import together as together_module
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.flock import Flock
 from dreamer_lpm.guard import Guard
 from dreamer_lpm.report.metrics import read_metrics
+from dreamer_lpm.state import State
 from dreamer_lpm.together import train_together
-from dreamer_lpm.train import Job, Report, RunConfig, State, Stopped, train
+from dreamer_lpm.train import Job, Report, Stopped, train
 from dreamer_lpm.types import NotFinite, UserError
 from tests.tiny_run import TINY, WITH_TV
 

@@ -24,6 +24,7 @@ import dreamer_lpm
 import dreamer_lpm.train as train_module
 from dreamer_lpm import checkpoint
 from dreamer_lpm.behavior import BehaviorConfig
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.envs import Envs, coverage
 from dreamer_lpm.noisy_tv import TVImages, TVSpec
 from dreamer_lpm.presets import preset
@@ -32,7 +33,8 @@ from dreamer_lpm.report.measures import late_tv_share
 from dreamer_lpm.report.metrics import read_metrics
 from dreamer_lpm.report.strict_json import sealed
 from dreamer_lpm.settings import from_plain
-from dreamer_lpm.train import Report, RunConfig, State, Stopped, Tally, train
+from dreamer_lpm.state import State, Tally
+from dreamer_lpm.train import Report, Stopped, train
 from dreamer_lpm.types import UserError
 from tests.tiny_run import TINY, WITH_TV, differences, everything, metrics, write_config
 

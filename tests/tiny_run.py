@@ -14,8 +14,8 @@ from torch import Tensor
 from dreamer_lpm import checkpoint
 from dreamer_lpm.agent import AgentConfig
 from dreamer_lpm.behavior import BehaviorConfig
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.curiosity import CuriosityConfig
-from dreamer_lpm.train import RunConfig
 from tests.world.tiny import WORLD_CONFIG
 
 TINY = RunConfig(

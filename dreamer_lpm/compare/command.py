@@ -16,6 +16,7 @@ from dreamer_lpm.compare.cost import dry_run, jobs_for
 from dreamer_lpm.compare.folder import cell_job, known_machine, slim, together, write_grid
 from dreamer_lpm.compare.plan import ARMS, make_plan
 from dreamer_lpm.compare.pool import Locked, Pool
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.curiosity import REGISTRY
 from dreamer_lpm.presets import PRESETS
 from dreamer_lpm.report.command import write_report
@@ -23,7 +24,6 @@ from dreamer_lpm.report.grid import RESULTS_FILE, read_grid
 from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.report.summary import SUMMARY_FILE
 from dreamer_lpm.settings import from_plain, to_plain
-from dreamer_lpm.train import RunConfig
 from dreamer_lpm.types import UserError
 
 PROGRAM = "dreamer-lpm compare"

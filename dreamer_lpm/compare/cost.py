@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dreamer_lpm.compare.plan import Key, Machine, Plan
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.report.grid import Cell, Grid, read_grid
-from dreamer_lpm.train import RunConfig, State
+from dreamer_lpm.state import State
 
 FRAME_BYTES = 64 * 64 * 3 + 128  # a step in the replay
 BASE_MEMORY = 0.6e9  # Python, torch and the env

@@ -12,11 +12,12 @@ from typing import Any
 
 from dreamer_lpm.compare.plan import Key, Machine, Plan
 from dreamer_lpm.compare.pool import LOCK_FILE, Job
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.report.grid import FORMAT, GRID_FILE, is_grid, read_grid
 from dreamer_lpm.report.strict_json import dumps, plain, write_atomically
 from dreamer_lpm.report.summary import SUMMARY_FILE, git_revision, versions
 from dreamer_lpm.settings import from_plain, to_plain
-from dreamer_lpm.train import CONFIG_FILE, RunConfig
+from dreamer_lpm.train import CONFIG_FILE
 from dreamer_lpm.types import UserError
 
 CELLS = "cells"

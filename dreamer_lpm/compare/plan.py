@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from dreamer_lpm.config import RunConfig, settled
 from dreamer_lpm.curiosity import REGISTRY, parse_curiosity
 from dreamer_lpm.envs import make_env
 from dreamer_lpm.noisy_tv import NoisyTVError, TVSpec, load_images
 from dreamer_lpm.presets import DEFAULT, preset
 from dreamer_lpm.settings import from_plain, read_file, to_plain
-from dreamer_lpm.train import RunConfig, settled
 from dreamer_lpm.types import UserError
 
 Settings = Mapping[str, Any]

@@ -157,6 +157,12 @@ class WorldModel(nn.Module):
         return picture
 
     @torch.no_grad()
+    def look(self, feat: Tensor) -> Tensor:
+        """How far the frame of each state would be looked at, from memory alone. (..., F) -> (...) in [0, 1]."""
+        gate = self.rssm.gate
+        return torch.ones_like(feat[..., 0]) if gate is None else gate.look(feat[..., : self.rssm.cfg.deter].float())
+
+    @torch.no_grad()
     def imagine(
         self,
         start: Latent,

@@ -10,9 +10,9 @@ import pytest
 
 from dreamer_lpm.compare import plan as plans
 from dreamer_lpm.compare.plan import ARMS, Key, Machine, Plan, make_plan
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.curiosity import REGISTRY
 from dreamer_lpm.noisy_tv import TVSpec
-from dreamer_lpm.train import RunConfig
 from dreamer_lpm.types import UserError
 from tests.tiny_run import TINY
 

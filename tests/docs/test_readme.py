@@ -10,11 +10,11 @@ import pytest
 
 import student_code
 from dreamer_lpm.cli import COMMANDS, main
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.curiosity import REGISTRY
 from dreamer_lpm.noisy_tv import TVSpec
 from dreamer_lpm.presets import DEFAULT, PRESETS
 from dreamer_lpm.settings import from_plain, to_plain
-from dreamer_lpm.train import RunConfig
 from tests.docs.conftest import ROOT
 from tests.docs.documents import blocks, headings, inline_code, links, prose, read, slug, tables, what_runs
 

@@ -11,11 +11,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.envs import EnvConfig, check_env, make_env
 from dreamer_lpm.envs.fast_pictures import FAST, POSES, FastPicture, PendulumPictures
 from dreamer_lpm.envs.wrappers import Picture
 from dreamer_lpm.noisy_tv import TVSpec, check_tv
-from dreamer_lpm.train import RunConfig, train
+from dreamer_lpm.train import train
 from dreamer_lpm.types import UserError
 from tests.tiny_run import WITH_TV, differences, everything
 

@@ -41,6 +41,7 @@ from hypothesis import strategies as st
 
 import dreamer_lpm.train as train_module
 from dreamer_lpm import checkpoint, commands
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.doctor import examine
 from dreamer_lpm.envs import EnvConfig
 from dreamer_lpm.evaluate import export_agent, load, save_agent
@@ -50,7 +51,8 @@ from dreamer_lpm.report.command import write_report
 from dreamer_lpm.report.strict_json import sealed, write_atomically
 from dreamer_lpm.report.summary import versions
 from dreamer_lpm.settings import from_plain, read_file
-from dreamer_lpm.train import RunConfig, State, read_config, train
+from dreamer_lpm.state import State
+from dreamer_lpm.train import read_config, train
 from dreamer_lpm.types import UserError
 from tests.tiny_run import TINY
 

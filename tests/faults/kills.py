@@ -27,10 +27,11 @@ import torch
 
 import dreamer_lpm.train as train_module
 from dreamer_lpm import checkpoint
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.report.metrics import read_metrics
 from dreamer_lpm.report.strict_json import write_atomically
 from dreamer_lpm.report.summary import versions
-from dreamer_lpm.train import RunConfig, train
+from dreamer_lpm.train import train
 from tests.tiny_run import TINY, WITH_TV, differences, everything
 
 CFG = replace(

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from dreamer_lpm import checkpoint
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.noisy_tv import NoisyTVError, cifar10
 from dreamer_lpm.settings import from_plain
-from dreamer_lpm.train import RunConfig, State
+from dreamer_lpm.state import State
 from dreamer_lpm.types import UserError
 from tests.faults.conftest import RUN
 

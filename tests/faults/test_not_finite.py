@@ -16,7 +16,8 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from dreamer_lpm import checkpoint
 from dreamer_lpm.agent import Agent
 from dreamer_lpm.guard import check_finite
-from dreamer_lpm.train import State, train
+from dreamer_lpm.state import State
+from dreamer_lpm.train import train
 from dreamer_lpm.types import NotFinite, UserError
 from dreamer_lpm.world import WorldModel
 from tests.faults.conftest import RUN

@@ -18,10 +18,12 @@ import torch
 
 import dreamer_lpm.train as train_module
 from dreamer_lpm import checkpoint
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.evaluate import load
 from dreamer_lpm.report.metrics import read_metrics
 from dreamer_lpm.settings import from_plain
-from dreamer_lpm.train import RunConfig, Stopped, read_config, train
+from dreamer_lpm.state import State
+from dreamer_lpm.train import Stopped, read_config, train
 from dreamer_lpm.types import UserError
 from tests.faults.conftest import RUN
 from tests.tiny_run import differences, everything
@@ -152,7 +154,7 @@ def test_a_checkpoint_of_version_0_1_0_goes_on(tmp_path: Path) -> None:
     assert saved is not None
     weight = saved.tensors["agent"]["world.rssm.core_in.weight"]
     cfg = from_plain(RunConfig, read_config(run_dir)["config"])
-    state = train_module.State(cfg, None)
+    state = State(cfg, None)
     state.restore(saved)
     assert (state.step, state.tally.updates, len(state.replay)) == (60, 5, 63)
     assert torch.equal(state.agent.state_dict()["world.rssm.core_in.weight"], weight)

@@ -12,10 +12,12 @@ import torch
 
 from dreamer_lpm.agent import Agent
 from dreamer_lpm.capture import WARM_UP, new_stream
+from dreamer_lpm.config import RunConfig
 from dreamer_lpm.curiosity import REGISTRY
 from dreamer_lpm.noisy_tv import load_images
+from dreamer_lpm.state import State
 from dreamer_lpm.together import train_together
-from dreamer_lpm.train import Job, Report, RunConfig, State, train
+from dreamer_lpm.train import Job, Report, train
 from dreamer_lpm.types import Batch
 from tests.test_capture import everything
 from tests.tiny_run import TINY, WITH_TV

@@ -1,0 +1,159 @@
+"""Everything that defines a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import tyro
+
+from dreamer_lpm.agent import AgentConfig
+from dreamer_lpm.envs import EnvConfig
+from dreamer_lpm.machine import Precision, pick_device, pick_precision, pick_threads
+from dreamer_lpm.noisy_tv import TVSpec
+from dreamer_lpm.types import UserError
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that defines a run. On the command line each field is a flag; in a config file each is a key."""
+
+    steps: int = 200_000
+    """Env steps to train for (with action repeat, an agent step is several)."""
+    env_name: str = "Pendulum-v1"
+    """Any Gymnasium id whose env can draw itself."""
+    noisy_tv: bool = False
+    """Put the Noisy TV in front of the env."""
+    tv_images: str = "auto"
+    """What the TV shows: auto (CIFAR-10 if it can be had within seconds, else photos), cifar10, photos, static, digits
+    or folder:PATH."""
+    tv: TVSpec = field(default_factory=TVSpec)
+    """When, where and how the TV shows it."""
+    data_dir: Path | None = None
+    """Where downloaded pictures are kept (default: the user's cache folder)."""
+    seed: int = 0
+    """Seed of everything: env, TV, replay, networks."""
+    batch_size: int = 16
+    """B, sequences per update."""
+    seq_length: int = 16
+    """T, agent steps per sequence."""
+    update_every: float = 2.5
+    """Env steps between two updates."""
+    prefill: int = 1_000
+    """Env steps of random actions before the first update."""
+    replay_capacity: int = 200_000
+    """Agent steps that the replay holds, at most (12.4 kB each)."""
+    num_envs: int = 1
+    """N, envs stepped side by side."""
+    env_workers: int = 0
+    """Processes that step the envs, and may die or hang without harm to the run; 0 steps them in the run's own."""
+    action_repeat: int | None = None
+    """Env steps per agent step (default: 2 for Pendulum, else 1)."""
+    time_limit: int | None = None
+    """Env steps after which an episode is cut (default: the env's own)."""
+    fast_render: bool = False
+    """Take the pictures from a table, much faster and almost equal to the env's own (Pendulum and the MountainCars)."""
+    agent: Annotated[AgentConfig, tyro.conf.arg(name="")] = field(default_factory=AgentConfig)
+    device: Device = "auto"
+    """Where to learn: auto takes CUDA, then MPS, then CPU."""
+    precision: Precision | Literal["auto"] = "auto"
+    """Arithmetic of the networks: auto takes bf16 where the device has it in hardware; tf32 is for CUDA."""
+    threads: int = 0
+    """CPU threads of torch; 0 leaves it to the program (2 at most: small networks gain nothing from more)."""
+    eval_every: int = 5_000
+    """Env steps between evaluations; 0 evaluates only at the end."""
+    eval_episodes: int = 5
+    """Episodes of each evaluation; the last one plays twice as many."""
+    pictures: bool = True
+    """Leave pictures too: a film of an episode at each evaluation, and the curves."""
+    log_every: int = 200
+    """Env steps between two lines of training metrics."""
+    checkpoint_every: int = 5_000
+    """Env steps between checkpoints; 0: only where the run is stopped."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept; one that is found damaged is passed over for the one before."""
+    rollbacks: int = 3
+    """How often a run that met a NaN or an infinity may go back to its last checkpoint, before it gives up."""
+    rollback_lr: float = 0.5
+    """Factor on all learning rates each time it does."""
+    wandb: bool = False
+    """Also log to Weights & Biases (needs the extra: pip install "dreamer-lpm[wandb]")."""
+    wandb_project: str = "dreamer-lpm"
+    wandb_entity: str | None = None
+    wandb_run_name: str | None = None
+
+    def __post_init__(self) -> None:
+        positive = (
+            "steps",
+            "batch_size",
+            "seq_length",
+            "update_every",
+            "replay_capacity",
+            "num_envs",
+            "eval_episodes",
+            "log_every",
+            "keep_checkpoints",
+            "rollback_lr",
+        )
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} must be above 0, not {getattr(self, name)}.")
+        for name in ("seed", "prefill", "eval_every", "checkpoint_every", "threads", "rollbacks"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be 0 or more, not {getattr(self, name)}.")
+        for name, value in _numbers(self.agent):
+            least = 1 if isinstance(value, int) else 0
+            if value < least:
+                raise UserError(f"{name} must be {least} or more, not {value}.")
+        rssm = self.agent.world.rssm
+        if rssm.deter % rssm.blocks:
+            raise UserError(f"world.rssm.deter {rssm.deter} must divide into {rssm.blocks} blocks; change either.")
+        held = self.replay_capacity // self.num_envs
+        if held <= self.seq_length:
+            raise UserError(
+                f"A replay_capacity of {self.replay_capacity} holds {held} steps of each env, and a sequence needs "
+                f"{self.seq_length + 1}: raise it to {self.num_envs * (self.seq_length + 1)}, or lower seq_length."
+            )
+
+    def env(self, *, tv_on: bool = True) -> EnvConfig:
+        """The env of this run; ``tv_on=False`` is the same with a TV that shows nothing ("sham", if it is a real one).
+
+        Never "off" instead, which takes the button of the trigger "remote" away: the agent has an action for it.
+        """
+        spec = None
+        if self.noisy_tv:
+            images = self.tv_images if self.tv_images != "auto" else self.tv.source
+            control = self.tv.control if tv_on else self.tv.control or "sham"
+            spec = dataclasses.replace(self.tv, source=images, control=control)
+        return EnvConfig(
+            self.env_name,
+            action_repeat=self.action_repeat,
+            time_limit=self.time_limit,
+            tv=spec,
+            fast_render=self.fast_render,
+        )
+
+
+def _numbers(cfg: Any, where: str = "") -> Iterator[tuple[str, float]]:
+    """The names and values of all sizes, rates and weights of a config."""
+    for name, value in ((where + f.name, getattr(cfg, f.name)) for f in dataclasses.fields(cfg)):
+        if dataclasses.is_dataclass(value):
+            yield from _numbers(value, f"{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, value
+
+
+def settled(cfg: RunConfig) -> RunConfig:
+    """The config with what was left to the machine decided, so that a resumed run computes the same bits."""
+    device = pick_device(cfg.device)
+    return dataclasses.replace(
+        cfg,
+        device=cast(Device, device.type),
+        precision=pick_precision(cfg.precision, device),
+        threads=pick_threads(cfg.threads),
+    )

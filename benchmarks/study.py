@@ -1,10 +1,11 @@
-"""What the study's grids say of the claims: a table with intervals, a table of every method, and a figure.
+"""What the study's grids say of the claims: the tables and the figure of docs/study.md.
 
     dreamer-lpm compare --grid benchmarks/study.toml --out runs/study
     dreamer-lpm compare --grid benchmarks/bank.toml --out runs/bank
-    python3 benchmarks/study.py runs/study runs/bank --out benchmarks/results/study
+    python3 benchmarks/study.py runs/study runs/bank
 
-Reads the grids' folders alone, as `dreamer-lpm report` does; runs nothing.
+Reads the grids' folders alone, as `dreamer-lpm report` does; runs nothing. Those committed are
+benchmarks/results/study/study and .../bank.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def draw(study: Grid, path: Path) -> None:
             ax.set_title(f"{kind}: {words}", fontsize=10)
             ax.set_ylim(-0.02, 1.02)
             ax.grid(alpha=0.2)
-    axes[0, 0].legend(frameon=False, fontsize=9)
+    axes[0, 0].legend(frameon=False, fontsize=9, loc=(0.66, 0.55))
     for ax in axes[:, 0]:
         ax.set_ylabel("TV share (dotted: chance)")
     for ax in axes[-1]:
@@ -161,7 +162,8 @@ def draw(study: Grid, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("grids", nargs="+", type=Path, help="the study's folder first, then the rest of the bank")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/study"))
+    parser.add_argument("--page", type=Path, default=Path("docs/study.md"), help="whose tables are written anew")
+    parser.add_argument("--picture", type=Path, default=Path("docs/images/study_tv_share.png"))
     options = parser.parse_args()
     grids = [read_grid(folder) for folder in options.grids]
     methods = free_methods(grids)
@@ -169,12 +171,14 @@ def main() -> None:
         name: estimate(list(grid.values(method, "remote", COVERAGE).values()))
         for name, (grid, method) in methods.items()
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    parts = [claims(grids[0], coverage), bank(methods), rewarded(grids[0])]
-    text = "\n\n".join("\n".join(part) for part in parts) + "\n"
-    (options.out / "claims.md").write_text(text, encoding="utf-8")
-    draw(grids[0], options.out / "tv_share.png")
-    print(text)
+    parts = {"claims": claims(grids[0], coverage), "bank": bank(methods), "rewarded": rewarded(grids[0])}
+    page = options.page.read_text(encoding="utf-8")
+    for name, lines in parts.items():
+        before, rest = page.split(f"<!-- {name}:begin -->\n")
+        _, after = rest.split(f"<!-- {name}:end -->")
+        page = before + f"<!-- {name}:begin -->\n" + "\n".join(lines) + f"\n<!-- {name}:end -->" + after
+    options.page.write_text(page, encoding="utf-8")
+    draw(grids[0], options.picture)
 
 
 if __name__ == "__main__":

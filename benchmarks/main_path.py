@@ -27,6 +27,7 @@ ARMS = {
     "clean_none": ["--steps", "10000", "--curiosity", "none"],
     "clean_lpm": ["--steps", "10000"],
     "tv_lpm": ["--steps", "10000", "--noisy-tv", "--tv-images", "photos"],
+    "tv_lpm_no_price": ["--steps", "10000", "--noisy-tv", "--tv-images", "photos", "--sight", "0"],
     "tv_lpm_no_gate": ["--steps", "10000", "--noisy-tv", "--tv-images", "photos", "--world.rssm.no-noise-gate"],
     "cartpole": ["--steps", "30000", "--env-name", "CartPole-v1", "--update-every", "5"],
 }

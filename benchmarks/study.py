@@ -2,10 +2,11 @@
 
     dreamer-lpm compare --grid benchmarks/study.toml --out runs/study
     dreamer-lpm compare --grid benchmarks/bank.toml --out runs/bank
-    python3 benchmarks/study.py runs/study runs/bank
+    dreamer-lpm compare --grid benchmarks/sight.toml --out runs/sight
+    python3 benchmarks/study.py runs/study runs/bank --sight runs/sight
 
-Reads the grids' folders alone, as `dreamer-lpm report` does; runs nothing. Those committed are
-benchmarks/results/study/study and .../bank.
+Reads the grids' folders alone, as `dreamer-lpm report` does; runs nothing. Those committed lie
+in benchmarks/results/study.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import matplotlib as mpl
 import numpy as np
 
 from dreamer_lpm.report.grid import COVERAGE, LATE_SHARE, RETURN, Grid, against_sham, read_grid
-from dreamer_lpm.report.statistics import Estimate, band, estimate
+from dreamer_lpm.report.statistics import Estimate, band, estimate, share_kept
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -134,6 +135,25 @@ def rewarded(study: Grid) -> list[str]:
     return lines
 
 
+def priced(study: Grid, sight: Grid) -> list[str]:
+    """The same before the remote TV with a price on going blind, against the study's sham, where it has none."""
+    lines = [
+        "| bonus | return under sham | under remote | its seeds | kept | TV share there |",
+        "|---|---|---|---|---|---|",
+    ]
+    random = float(np.mean([r for cell in study.finished if cell.arm == "sham" for r in cell.random_returns()]))
+    for method in sight.methods:
+        sham, remote = study.values(method, "sham", RETURN), sight.values(method, "remote", RETURN)
+        kept = share_kept([remote[s] for s in remote], [sham[s] for s in remote], random)
+        share = sight.estimate(method, "remote", LATE_SHARE)
+        assert kept is not None
+        assert share is not None
+        each = ", ".join(f"{x:.0f}" for x in remote.values())
+        values = (said(estimate(list(sham.values()))), said(estimate(list(remote.values()))), each, said(kept))
+        lines.append(f"| `{method}` | {' | '.join(values)} | {said(share, percent=True)} |")
+    return lines
+
+
 def draw(study: Grid, path: Path) -> None:
     """TV share over time: every seed a thin line, the IQM a thick one."""
     arms = {"remote": "a new photo at each step", "remote_k1": "always the same photo (K = 1)"}
@@ -161,24 +181,28 @@ def draw(study: Grid, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("grids", nargs="+", type=Path, help="the study's folder first, then the rest of the bank")
+    parser.add_argument("study", type=Path)
+    parser.add_argument("bank", nargs="*", type=Path, help="the rest of the bank, in one grid or several")
+    parser.add_argument("--sight", type=Path, help="the grid of benchmarks/sight.toml")
     parser.add_argument("--page", type=Path, default=Path("docs/study.md"), help="whose tables are written anew")
     parser.add_argument("--picture", type=Path, default=Path("docs/images/study_tv_share.png"))
     options = parser.parse_args()
-    grids = [read_grid(folder) for folder in options.grids]
-    methods = free_methods(grids)
+    study = read_grid(options.study)
+    methods = free_methods([study, *map(read_grid, options.bank)])
     coverage = {
         name: estimate(list(grid.values(method, "remote", COVERAGE).values()))
         for name, (grid, method) in methods.items()
     }
-    parts = {"claims": claims(grids[0], coverage), "bank": bank(methods), "rewarded": rewarded(grids[0])}
+    parts = {"claims": claims(study, coverage), "bank": bank(methods), "rewarded": rewarded(study)}
+    if options.sight:
+        parts["priced"] = priced(study, read_grid(options.sight))
     page = options.page.read_text(encoding="utf-8")
     for name, lines in parts.items():
         before, rest = page.split(f"<!-- {name}:begin -->\n")
         _, after = rest.split(f"<!-- {name}:end -->")
         page = before + f"<!-- {name}:begin -->\n" + "\n".join(lines) + f"\n<!-- {name}:end -->" + after
     options.page.write_text(page, encoding="utf-8")
-    draw(grids[0], options.picture)
+    draw(study, options.picture)
 
 
 if __name__ == "__main__":

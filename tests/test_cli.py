@@ -42,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Trained(list[tuple[RunConfig, Path, bool]]):
     """Calls of ``train``, which does nothing here."""
 
-    def __call__(self, cfg: RunConfig, run_dir: Path, *, resume: bool = False) -> Report:
+    def __call__(self, cfg: RunConfig, run_dir: Path, *, resume: bool = False, team: None = None) -> Report:
         self.append((cfg, run_dir, resume))
         summary: dict[str, Any] = {"eval_return_mean": 1.0, "eval_returns": [1.0], "tv_share": None}
         summary |= {"wall_seconds": 1.0, "updates": 1, "peak_memory_bytes": 1}

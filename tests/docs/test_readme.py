@@ -82,7 +82,7 @@ def test_same_commands_and_names_in_the_prose_of_both_languages() -> None:
 @pytest.mark.parametrize("path", GUIDES, ids=lambda p: p.name)
 def test_every_flag_exists(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known = "".join(help_of(capsys, command) for command in COMMANDS) + read(ROOT / "start.sh")
-    known += read(ROOT / "benchmarks" / "main_path.py")
+    known += "".join(read(path) for path in sorted((ROOT / "benchmarks").glob("*.py")))
     flags = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", read(path)))
     assert flags <= set(re.findall(r"--[a-z][\w.-]*\w", known)) | OTHER_TOOLS
 

@@ -40,7 +40,7 @@ def held(yes: bool) -> str:
     return "holds" if yes else "**does not hold**"
 
 
-def claims(study: Grid, coverage: dict[str, Estimate]) -> list[str]:
+def claims(study: Grid, coverage: dict[str, Estimate], sight: Grid | None) -> list[str]:
     """The claims that the study was made for, each with what was found."""
     chance = study.chance("remote") or 0.0
     late = {m: study.estimate(m, arm, LATE_SHARE) for m in study.methods for arm in ("remote",)}
@@ -66,6 +66,10 @@ def claims(study: Grid, coverage: dict[str, Estimate]) -> list[str]:
         assert kept.kept is not None
         row(f"`{method}` with the task's reward keeps what it earns without the TV", "at least 0.95", said(kept.kept),
             kept.kept.value >= 0.95)  # fmt: skip
+    if sight:
+        for method in sight.methods:
+            now = priced_kept(study, sight, method)
+            row(f"the same, `{method}`, with the price of going blind", "at least 0.95", said(now), now.value >= 0.95)
     for method in DEAF:
         curves = share_curves(study, f"free_{method}", "remote_k1")[:, 2:]  # since learning began
         most, last = estimate(curves.max(1)), estimate(curves[:, -3:].mean(1))
@@ -141,17 +145,23 @@ def priced(study: Grid, sight: Grid) -> list[str]:
         "| bonus | return under sham | under remote | its seeds | kept | TV share there |",
         "|---|---|---|---|---|---|",
     ]
-    random = float(np.mean([r for cell in study.finished if cell.arm == "sham" for r in cell.random_returns()]))
     for method in sight.methods:
         sham, remote = study.values(method, "sham", RETURN), sight.values(method, "remote", RETURN)
-        kept = share_kept([remote[s] for s in remote], [sham[s] for s in remote], random)
-        share = sight.estimate(method, "remote", LATE_SHARE)
-        assert kept is not None
+        kept, share = priced_kept(study, sight, method), sight.estimate(method, "remote", LATE_SHARE)
         assert share is not None
         each = ", ".join(f"{x:.0f}" for x in remote.values())
         values = (said(estimate(list(sham.values()))), said(estimate(list(remote.values()))), each, said(kept))
         lines.append(f"| `{method}` | {' | '.join(values)} | {said(share, percent=True)} |")
     return lines
+
+
+def priced_kept(study: Grid, sight: Grid, method: str) -> Estimate:
+    """What of its gain over random play a method keeps before the TV, now that going blind has a price."""
+    random = float(np.mean([r for cell in study.finished if cell.arm == "sham" for r in cell.random_returns()]))
+    sham, remote = study.values(method, "sham", RETURN), sight.values(method, "remote", RETURN)
+    kept = share_kept([remote[s] for s in remote], [sham[s] for s in remote], random)
+    assert kept is not None
+    return kept
 
 
 def draw(study: Grid, path: Path) -> None:
@@ -193,9 +203,10 @@ def main() -> None:
         name: estimate(list(grid.values(method, "remote", COVERAGE).values()))
         for name, (grid, method) in methods.items()
     }
-    parts = {"claims": claims(study, coverage), "bank": bank(methods), "rewarded": rewarded(study)}
-    if options.sight:
-        parts["priced"] = priced(study, read_grid(options.sight))
+    sight = read_grid(options.sight) if options.sight else None
+    parts = {"claims": claims(study, coverage, sight), "bank": bank(methods), "rewarded": rewarded(study)}
+    if sight:
+        parts["priced"] = priced(study, sight)
     page = options.page.read_text(encoding="utf-8")
     for name, lines in parts.items():
         before, rest = page.split(f"<!-- {name}:begin -->\n")

@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn, TextIO, cast
@@ -136,6 +136,7 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
     add("--loop", type=int, default=0, help="also train for so many env steps, and say how many a second")
     add("--repeat", type=int, default=10, help="updates timed, or rounds with --against (default: 10)")
     add("--against", choices=("sheeprl",), help="also time this peer at equal sizes, in turns with ours")
+    add("--only", nargs="+", default=[""], metavar="WORDS", help="with --against: those whose name has one of these")
     add("--peer-python", type=Path, default=PEER_PYTHON, help=f"the peer's own Python (default: {PEER_PYTHON})")
     add("--json", type=Path, help="write everything measured here")
     add("--csv", type=Path, help="write every single timing here")
@@ -389,7 +390,10 @@ def _alone(options: argparse.Namespace) -> dict[str, Any]:
 def _against(options: argparse.Namespace) -> dict[str, Any]:
     """Ours and the peer in turns."""
     work = _work(options)
-    contestants = [*_ours(work), *_sheeprl(work, options.peer_python)]
+    every = [*_ours(work), *_sheeprl(work, options.peer_python)]
+    contestants = [c for c in every if any(words in c.name for words in options.only)]
+    if not contestants:
+        raise UserError(f"--only leaves nobody; the contestants are: {', '.join(c.name for c in every)}.")
     rows = duel(contestants, options.repeat)
     return {"contestants": rows, "ratios": _ratios(rows), "differences": list(DIFFERENCES)}
 
@@ -486,6 +490,8 @@ class _Child:
     def _fail(self) -> NoReturn:
         self.process.kill()
         self.process.wait()
+        with suppress(BrokenPipeError):  # of a question that was never read
+            cast(IO[str], self.process.stdin).close()
         self.errors.seek(0)
         said = [line for line in self.errors.read().splitlines() if line.strip()] or ["it said nothing"]
         raise UserError(f"The contestant '{self.name}' stopped: {said[-1].strip()}")

@@ -130,12 +130,15 @@ def test_duel_takes_turns_and_leaves_out_the_warm_up(tmp_path: Path) -> None:
     assert (rows["peer"]["world_parameters"], rows["peer"]["all_parameters"]) == (3, 7)
 
 
-def test_a_dying_contestant_gets_a_last_word() -> None:
+def test_a_dying_contestant_gets_a_last_word(tmp_path: Path) -> None:
     dies = Contestant("peer", (sys.executable, "-c", "raise SystemExit('No module named sheeprl')"))
     with pytest.raises(UserError, match="'peer' stopped: No module named sheeprl"):
         duel([dies], rounds=1)
     with pytest.raises(UserError, match="'peer' stopped: enough"):
         duel([Contestant("peer", (sys.executable, "-c", "print('{}', flush=True); input(); exit('enough')"))], rounds=1)
+    gone = "import os; print('{}', flush=True); os.close(0); exit('out of memory')"  # before it was asked
+    with pytest.raises(UserError, match="'peer' stopped: out of memory"):
+        duel([Contestant("peer", (sys.executable, "-c", gone)), fake("slow", 1.0, tmp_path / "log")], rounds=1)
 
 
 def test_environment_reaches_the_contestant() -> None:
@@ -178,6 +181,14 @@ def test_against_a_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     for ratio in result["ratios"]:
         assert ratio["wall"] == pytest.approx(3600 / result["contestants"][ratio["ours"]]["wall"])
         assert ratio["wall"] > 100  # a worker's time is in seconds, and its update takes less than 36 of them
+    few = ["--only", "tiny", "v3_5 fp32", "--json", str(tmp_path / "b.json")]
+    assert bench.main([*args, "--precision", "fp32", *few]) == 0
+    assert set(json.loads((tmp_path / "b.json").read_text())["contestants"]) == {
+        "ours tiny fp32",
+        "sheeprl dreamer_v3_5 fp32",
+    }
+    with pytest.raises(UserError, match="the contestants are: ours 1m fp32"):
+        bench.main([*args, "--only", "nobody"])
 
 
 @pytest.mark.parametrize(

@@ -5,21 +5,22 @@
     dreamer-lpm compare --grid benchmarks/sight.toml --out runs/sight
     python3 benchmarks/study.py runs/study runs/bank --sight runs/sight
 
-Reads the grids' folders alone, as `dreamer-lpm report` does; runs nothing. Those committed lie
-in benchmarks/results/study.
+Reads the grids' folders alone, as `dreamer-lpm report` does; runs nothing. Those committed are in
+benchmarks/results/study: study, bank (on a GPU), bank_cpu (the same grid on a CPU) and sight.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 
 from dreamer_lpm.report.grid import COVERAGE, LATE_SHARE, RETURN, Grid, against_sham, read_grid
-from dreamer_lpm.report.statistics import Estimate, band, estimate, share_kept
+from dreamer_lpm.report.statistics import Estimate, band, estimate
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -43,33 +44,27 @@ def held(yes: bool) -> str:
 def claims(study: Grid, coverage: dict[str, Estimate], sight: Grid | None) -> list[str]:
     """The claims that the study was made for, each with what was found."""
     chance = study.chance("remote") or 0.0
-    late = {m: study.estimate(m, arm, LATE_SHARE) for m in study.methods for arm in ("remote",)}
     rows = ["| claim | reach | found | |", "|---|---|---|---|"]
 
     def row(claim: str, reach: str, found: str, yes: bool) -> None:
         rows.append(f"| {claim} | {reach} | {found} | {held(yes)} |")
 
-    share = late["free_prediction_error"]
-    assert share is not None
+    share = late_share(study, "free_prediction_error")
     times = Estimate(share.value / chance, (share.low or 0) / chance, (share.high or 0) / chance, share.n)
     reach = "lower bound at least 3 times chance"
     row("`prediction_error` is captured (reward-free)", reach, f"{said(times)} times", (times.low or 0) >= 3)
     for method in DEAF:
-        share = late[f"free_{method}"]
-        assert share is not None
+        share = late_share(study, f"free_{method}")
         found = said(share, percent=True)
         row(f"`{method}` turns away (reward-free)", "last quarter, upper bound at most chance (25 %)", found,
             share.high is not None and share.high <= chance)  # fmt: skip
     for method in (*DEAF, "none"):
-        kept = against_sham(study, method, "remote")
-        assert kept is not None
-        assert kept.kept is not None
-        row(f"`{method}` with the task's reward keeps what it earns without the TV", "at least 0.95", said(kept.kept),
-            kept.kept.value >= 0.95)  # fmt: skip
-    if sight:
-        for method in sight.methods:
-            now = priced_kept(study, sight, method)
-            row(f"the same, `{method}`, with the price of going blind", "at least 0.95", said(now), now.value >= 0.95)
+        kept = kept_of(study, method)
+        row(f"`{method}` with the task's reward keeps what it earns without the TV", "at least 0.95", said(kept),
+            kept.value >= 0.95)  # fmt: skip
+    for method in sight.methods if sight else ():
+        kept = kept_of(sight, method)
+        row(f"the same, `{method}`, with the price of going blind", "at least 0.95", said(kept), kept.value >= 0.95)
     for method in DEAF:
         curves = share_curves(study, f"free_{method}", "remote_k1")[:, 2:]  # since learning began
         most, last = estimate(curves.max(1)), estimate(curves[:, -3:].mean(1))
@@ -78,9 +73,9 @@ def claims(study: Grid, coverage: dict[str, Estimate], sight: Grid | None) -> li
         row(f"K = 1: `{method}` watches what can be learned, then leaves (reward-free)",
             "above chance, then at most chance", found, yes)  # fmt: skip
     best = max((m for m in coverage if m not in ("random", "none")), key=lambda m: coverage[m].value)
-    rest = [coverage[m] for m in ("none", "random") if m in coverage]
-    others = ", ".join(f"`{m}` {said(coverage[m], percent=True)}" for m in ("none", "random") if m in coverage)
-    apart = all((coverage[best].low or 0) > (e.high or 1) for e in rest)
+    rest = {m: coverage[m] for m in ("none", "random")}
+    others = ", ".join(f"`{m}` {said(e, percent=True)}" for m, e in rest.items())
+    apart = all((coverage[best].low or 0) > (e.high or 1) for e in rest.values())
     row("the best method covers more than `none` and uniform random actions (reward-free)", "intervals apart",
         f"`{best}` {said(coverage[best], percent=True)}; {others}", apart)  # fmt: skip
     return rows
@@ -124,44 +119,38 @@ def bank(methods: dict[str, tuple[Grid, str]]) -> list[str]:
     return [*lines, *(line for _, line in sorted(rows, reverse=True))]
 
 
-def rewarded(study: Grid) -> list[str]:
-    """Returns with the task's reward, by arm."""
-    lines = ["| bonus | return under sham | under remote | under remote, K = 1 | kept under remote | TV share there |"]
-    lines.append("|---|---|---|---|---|---|")
-    for method in ("none", "prediction_error", *DEAF):
-        cells = [study.estimate(method, arm, RETURN) for arm in ("sham", "remote", "remote_k1")]
-        kept, share = against_sham(study, method, "remote"), study.estimate(method, "remote", LATE_SHARE)
-        assert kept is not None
-        assert share is not None
-        values = [said(e) for e in cells if e is not None]
-        values += [said(kept.kept) if kept.kept else kept.reason, said(share, percent=True)]
+def rewarded(study: Grid, methods: Sequence[str], arms: Sequence[str]) -> list[str]:
+    """Returns with the task's reward, by arm; the sham comes first."""
+    head = [f"return under {arm.replace('_k1', ', K = 1')}" for arm in arms]
+    lines = [f"| bonus | {' | '.join(head)} | seeds under remote | kept under remote | TV share there |"]
+    lines.append("|---" * (len(arms) + 4) + "|")
+    for method in methods:
+        values = [said(e) for arm in arms if (e := study.estimate(method, arm, RETURN))]
+        values.append(", ".join(f"{x:.0f}" for x in study.values(method, "remote", RETURN).values()))
+        values += [said(kept_of(study, method)), said(late_share(study, method), percent=True)]
         lines.append(f"| `{method}` | {' | '.join(values)} |")
     return lines
 
 
-def priced(study: Grid, sight: Grid) -> list[str]:
-    """The same before the remote TV with a price on going blind, against the study's sham, where it has none."""
-    lines = [
-        "| bonus | return under sham | under remote | its seeds | kept | TV share there |",
-        "|---|---|---|---|---|---|",
-    ]
-    for method in sight.methods:
-        sham, remote = study.values(method, "sham", RETURN), sight.values(method, "remote", RETURN)
-        kept, share = priced_kept(study, sight, method), sight.estimate(method, "remote", LATE_SHARE)
-        assert share is not None
-        each = ", ".join(f"{x:.0f}" for x in remote.values())
-        values = (said(estimate(list(sham.values()))), said(estimate(list(remote.values()))), each, said(kept))
-        lines.append(f"| `{method}` | {' | '.join(values)} | {said(share, percent=True)} |")
-    return lines
+def late_share(grid: Grid, method: str) -> Estimate:
+    """TV share of the last quarter before the remote TV."""
+    found = grid.estimate(method, "remote", LATE_SHARE)
+    assert found is not None
+    return found
 
 
-def priced_kept(study: Grid, sight: Grid, method: str) -> Estimate:
-    """What of its gain over random play a method keeps before the TV, now that going blind has a price."""
-    random = float(np.mean([r for cell in study.finished if cell.arm == "sham" for r in cell.random_returns()]))
-    sham, remote = study.values(method, "sham", RETURN), sight.values(method, "remote", RETURN)
-    kept = share_kept([remote[s] for s in remote], [sham[s] for s in remote], random)
-    assert kept is not None
-    return kept
+def kept_of(grid: Grid, method: str) -> Estimate:
+    """What a method keeps, before the remote TV, of its gain over random play under the sham."""
+    found = against_sham(grid, method, "remote")
+    assert found is not None
+    assert found.kept is not None
+    return found.kept
+
+
+def beside_sham(study: Grid, sight: Grid) -> Grid:
+    """Runs for which going blind has a price beside the study's sham, where it has none."""
+    sham = [cell for cell in study.cells if cell.arm == "sham"]
+    return replace(study, methods=sight.methods, cells=[*sham, *sight.cells])
 
 
 def draw(study: Grid, path: Path) -> None:
@@ -203,10 +192,15 @@ def main() -> None:
         name: estimate(list(grid.values(method, "remote", COVERAGE).values()))
         for name, (grid, method) in methods.items()
     }
-    sight = read_grid(options.sight) if options.sight else None
-    parts = {"claims": claims(study, coverage, sight), "bank": bank(methods), "rewarded": rewarded(study)}
+    sight = beside_sham(study, read_grid(options.sight)) if options.sight else None
+    names, arms = ("none", "prediction_error", *DEAF), ("sham", "remote", "remote_k1")
+    parts = {
+        "claims": claims(study, coverage, sight),
+        "bank": bank(methods),
+        "rewarded": rewarded(study, names, arms),
+    }
     if sight:
-        parts["priced"] = priced(study, sight)
+        parts["priced"] = rewarded(sight, sight.methods, arms[:2])
     page = options.page.read_text(encoding="utf-8")
     for name, lines in parts.items():
         before, rest = page.split(f"<!-- {name}:begin -->\n")

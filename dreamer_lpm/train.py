@@ -31,7 +31,7 @@ from rich.console import Console
 
 from dreamer_lpm import checkpoint
 from dreamer_lpm.agent import Policy
-from dreamer_lpm.capture import new_stream
+from dreamer_lpm.capture import own_stream
 from dreamer_lpm.config import RunConfig, settled
 from dreamer_lpm.envs import make_env, tv_chance
 from dreamer_lpm.evaluate import Scores, evaluate, record, save_agent
@@ -81,7 +81,7 @@ def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False, team: Team | N
     ``team``: the processes that learn it together, of which this is the first. Raises UserError before any work is
     lost, and Stopped, once all is saved, on SIGINT and SIGTERM.
     """
-    with Signals() as signals, torch.cuda.stream(new_stream(pick_device(cfg.device))):
+    with Signals() as signals, own_stream(pick_device(cfg.device)):
         work = session(Job(cfg, run_dir, resume, team), signals)
         while True:
             try:

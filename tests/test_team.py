@@ -21,6 +21,7 @@ from dreamer_lpm.curiosity import REGISTRY
 from dreamer_lpm.team import LARGEST_STATISTIC, joined
 from dreamer_lpm.types import ActionSpec, Batch
 from tests.tiny_run import TINY, differences, write_config
+from tests.world.tiny import random_batch
 
 B, T, WORLD = 4, 6, 2
 SPEC = ActionSpec("continuous", 2)
@@ -28,23 +29,6 @@ SPEC = ActionSpec("continuous", 2)
 
 def _agent(curiosity: str) -> Agent:
     return Agent(replace(TINY.agent, curiosity=curiosity), SPEC, seed=1)
-
-
-def _batch(seed: int) -> Batch:
-    g = torch.Generator().manual_seed(seed)
-    first = torch.zeros(B, T, dtype=torch.bool)
-    first[1, 3] = True
-    rssm = TINY.agent.world.rssm
-    return Batch(
-        obs=torch.randint(0, 256, (B, T, 64, 64, 3), dtype=torch.uint8, generator=g),
-        action=torch.rand(B, T, SPEC.size, generator=g) * 2 - 1,
-        reward=torch.randn(B, T, generator=g),
-        is_first=first,
-        is_terminal=torch.zeros(B, T, dtype=torch.bool),
-        tv_on=torch.zeros(B, T, dtype=torch.bool),
-        deter=torch.randn(B, rssm.deter, generator=g),
-        stoch=torch.zeros(B, rssm.stoch, dtype=torch.uint8),
-    )
 
 
 def _by_hand(agents: list[Agent], batch: Batch, uniform: torch.Tensor) -> None:
@@ -85,8 +69,9 @@ def _member(rank: int, port: int, found: Path) -> None:
             agents = [_agent(name) for _ in range(WORLD)]
             for i in range(3):
                 uniform = agent.uniform(team.chances(agent, B, T))
-                team.update(agent, _batch(i), uniform)
-                _by_hand(agents, _batch(i), uniform)
+                batch = random_batch(SPEC, (B, T), seed=i)
+                team.update(agent, batch, uniform)
+                _by_hand(agents, batch, uniform)
             pairs = zip(agent.state_dict().items(), agents[0].state_dict().values(), strict=True)
             wrong += [f"{name}: {key}" for (key, x), y in pairs if not torch.allclose(x.float(), y.float(), atol=1e-5)]
         found.write_text("\n".join(["done", *wrong]))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dreamer_lpm.nets import arithmetic
 
+_EPS = 1e-3  # of every norm here
 Stages = Sequence[tuple[int, int, int]]  # (kernel, stride, channels as a multiple of depth), first to last
 
 
@@ -83,7 +84,7 @@ class _ChannelNorm(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm = nn.LayerNorm(channels, eps=1e-3)
+        self.norm = nn.LayerNorm(channels, eps=_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.permute(0, 2, 3, 1).float()
@@ -105,7 +106,7 @@ class _RowNorm(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
-        rstd = torch.rsqrt(variance + 1e-3)
+        rstd = torch.rsqrt(variance + _EPS)
         normed = torch.addcmul(-mean * rstd, x, rstd)
         return torch.addcmul(shift, normed, weight), normed, rstd
 

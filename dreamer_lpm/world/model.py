@@ -156,11 +156,9 @@ class WorldModel(nn.Module):
         picture: Tensor = self.decoder(Latent(latents.deter, stoch).feat)
         return picture
 
-    @torch.no_grad()
     def look(self, feat: Tensor) -> Tensor:
-        """How far the frame of each state would be looked at, from memory alone. (..., F) -> (...) in [0, 1]."""
-        gate = self.rssm.gate
-        return torch.ones_like(feat[..., 0]) if gate is None else gate.look(feat[..., : self.rssm.cfg.deter].float())
+        """How far the frame of each dreamed state would be looked at. (..., F) -> (...) in [0, 1]."""
+        return self.rssm.look(feat[..., : self.rssm.cfg.deter])
 
     @torch.no_grad()
     def imagine(

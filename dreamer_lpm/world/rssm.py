@@ -185,11 +185,15 @@ class RSSM(nn.Module):
         post, prior, look = (torch.stack(x, 1) for x in zip(*seen, strict=True))
         return latents, post, prior, look
 
-    def look(self, deter: Tensor, is_first: Tensor) -> Tensor:
-        """How far to look at the coming frame, deter (..., D), is_first (...) -> (...) in [0, 1]."""
+    def look(self, deter: Tensor, is_first: Tensor | None = None) -> Tensor:
+        """How far to look at the coming frame, deter (..., D) -> (...) in [0, 1].
+
+        ``is_first`` (...): which open an episode, and are always looked at; None: none does, as in a dream.
+        """
         if self.gate is None:
             return torch.ones_like(deter[..., 0])
-        return torch.where(is_first, 1.0, self.gate.look(deter))
+        look = self.gate.look(deter)
+        return look if is_first is None else torch.where(is_first, 1.0, look)
 
     def _weights(self) -> Weights:
         """What filtering and dreaming use, by the names they have there."""

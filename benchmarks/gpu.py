@@ -99,11 +99,11 @@ class Log:
         self.path.write_text(json.dumps(self.data, indent=1) + "\n")
 
 
-def one(log: Log, name: str, precision: str, *, graph: bool) -> None:
+def one(log: Log, name: str, precision: str, *, graph: bool, compiled: bool = False) -> None:
     """The update of a preset."""
     set_tf32(precision != "fp32")
     begin = time.perf_counter()
-    learner = Learner(name, graph=graph, precision=precision)
+    learner = Learner(name, graph=graph, precision=precision, compile=compiled)
     learner.ready()
     ready = time.perf_counter() - begin
     updates = 3 if name in ("100m", "200m") else 10
@@ -111,16 +111,16 @@ def one(log: Log, name: str, precision: str, *, graph: bool) -> None:
            "peak_memory": torch.cuda.max_memory_allocated()}  # fmt: skip
     if not graph:
         row |= kernels(learner)
-    log.put(f"{name} {precision} {'graph' if graph else 'eager'}", row)
+    log.put(f"{name} {precision} {'graph' if graph else 'eager'}{' compiled' * compiled}", row)
     del learner
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
 
 
-def together(log: Log, count: int, precision: str, *, flock: bool) -> None:
+def together(log: Log, count: int, precision: str, *, flock: bool, compiled: bool = False) -> None:
     """Several agents at ``tiny``: as one (flock), or each with its graph on its own stream."""
     set_tf32(precision != "fp32")
-    change = {"precision": precision}
+    change = {"precision": precision, "compile": compiled}
     learners = [Learner("tiny", graph=not flock, seed=seed, **change) for seed in range(count)]
     for learner in learners:
         learner.learn() if flock else learner.ready()
@@ -136,7 +136,7 @@ def together(log: Log, count: int, precision: str, *, flock: bool) -> None:
     torch.cuda.synchronize()
     row = {"round_seconds": each, "updates_per_second": count / each, "launch_seconds": launched}
     row |= {"peak_memory": torch.cuda.max_memory_allocated()}
-    log.put(f"{'flock' if flock else 'streams'} {count} {precision}", row)
+    log.put(f"{'flock' if flock else 'streams'} {count} {precision}{' compiled' * compiled}", row)
     del learners, learner
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -159,6 +159,8 @@ def main() -> None:
     parser.add_argument("--eager", nargs="*", default=["tiny", "12m"], help="presets also measured without a graph")
     parser.add_argument("--streams", type=int, nargs="*", default=[4, 16], help="agents, each on a stream of its own")
     parser.add_argument("--flocks", type=int, nargs="*", default=[2, 4, 8, 16, 32], help="agents that learn as one")
+    parser.add_argument("--compiled", nargs="*", default=["tiny", "12m"], help="presets also measured with --compile")
+    parser.add_argument("--compiled-flocks", type=int, nargs="*", default=[16], help="flocks also measured with it")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device here")
@@ -169,10 +171,14 @@ def main() -> None:
             if name in options.eager:
                 one(log, name, precision, graph=False)
             one(log, name, precision, graph=True)
+            if name in options.compiled:
+                one(log, name, precision, graph=True, compiled=True)
         for count in options.streams:
             together(log, count, precision, flock=False)
         for count in options.flocks:
             together(log, count, precision, flock=True)
+        for count in options.compiled_flocks:
+            together(log, count, precision, flock=True, compiled=True)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,7 @@ class Thought(NamedTuple):
     losses: dict[str, Tensor]  # each (), with its gradient
     metrics: dict[str, Tensor]  # each ()
     felt: Felt
+    held: tuple[Tensor, ...] = ()  # what two streams read: to be kept until the gradients are taken
 
 
 class Parts(NamedTuple):
@@ -139,6 +140,7 @@ class Agent(nn.Module):
         self.device = torch.device(device)
         self.bf16 = bf16
         self.starts = cfg.behavior.starts  # of dreams, in an update
+        self.fused = False  # whether parts of an update are compiled (fusing.py)
         with torch.random.fork_rng(devices=[]):  # the layers' initial weights, without touching the global generator
             torch.manual_seed(seed)
             self.world, self.behavior, self.curiosity = build_parts(cfg, spec, size)
@@ -283,17 +285,29 @@ class Agent(nn.Module):
             return losses, _backward(_means(losses))
 
         # No weight moves before both are done, and neither's gradients are the other's.
-        (losses, world), thought = at_once(teach_the_world, lambda: _taught(self._think(batch, lesson, noise)), lanes)
+        (losses, world), thought = at_once(
+            teach_the_world, lambda: _taught(self._think(batch, lesson, noise)), lanes, self.device
+        )
         metrics = {**thought.metrics, **_recon_share(batch, losses)}
         return thought._replace(losses={**world, **thought.losses}, metrics=metrics)
 
-    def forward(self, batch: Batch, uniform: Tensor) -> Thought:
-        """Everything of an update before its gradients. Buffers move (running means, queues), weights do not."""
+    def forward(self, batch: Batch, uniform: Tensor, fork: bool = False) -> Thought:
+        """Everything of an update before its gradients. Buffers move (running means, queues), weights do not.
+
+        ``fork``: on CUDA its two halves, and later their gradients, go side by side. Not for gradients that are taken
+        up as they come (DistributedDataParallel), which wait for one stream.
+        """
         noise = self._noise(uniform, *batch.reward.shape)
         lesson = self._watch(batch, noise)
-        losses, thought = self._world_losses(batch, lesson), self._think(batch, lesson, noise)
+        losses, thought = at_once(
+            lambda: self._world_losses(batch, lesson),
+            lambda: self._think(batch, lesson, noise),
+            1,
+            self.device if fork else None,
+        )
         metrics = {**thought.metrics, **_recon_share(batch, losses)}
-        return thought._replace(losses={**_means(losses), **thought.losses}, metrics=metrics)
+        held = tuple(x.detach() for x in (*lesson.latents, *lesson[1:-1])) if fork else ()
+        return Thought({**_means(losses), **thought.losses}, metrics, thought.felt, held)
 
     def _watch(self, batch: Batch, noise: Noise, lanes: int = 1) -> Lesson:
         with self.autocast():

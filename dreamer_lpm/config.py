@@ -12,6 +12,7 @@ import tyro
 
 from dreamer_lpm.agent import AgentConfig
 from dreamer_lpm.envs import EnvConfig
+from dreamer_lpm.fusing import cannot_fuse
 from dreamer_lpm.machine import Precision, pick_device, pick_precision, pick_threads
 from dreamer_lpm.noisy_tv import TVSpec
 from dreamer_lpm.types import UserError
@@ -63,6 +64,8 @@ class RunConfig:
     """Where to learn: auto takes CUDA, then MPS, then CPU."""
     precision: Precision | Literal["auto"] = "auto"
     """Arithmetic of the networks: auto takes bf16 where the device has it in hardware; tf32 is for CUDA."""
+    compile: bool = False
+    """Make few large kernels of many small ones (CUDA, with Triton): half a minute at the start, for long runs."""
     threads: int = 0
     """CPU threads of torch; 0 leaves it to the program (2 at most: small networks gain nothing from more)."""
     eval_every: int = 5_000
@@ -151,6 +154,8 @@ def _numbers(cfg: Any, where: str = "") -> Iterator[tuple[str, float]]:
 def settled(cfg: RunConfig) -> RunConfig:
     """The config with what was left to the machine decided, so that a resumed run computes the same bits."""
     device = pick_device(cfg.device)
+    if cfg.compile and (missing := cannot_fuse(device)):
+        raise UserError(f"--compile {missing}; leave it out.")
     return dataclasses.replace(
         cfg,
         device=cast(Device, device.type),

@@ -20,6 +20,7 @@ from torch.func import functional_call, vmap
 
 from dreamer_lpm.agent import Agent, Carry, Policy, Thought, total
 from dreamer_lpm.capture import Captured, Download, upload
+from dreamer_lpm.fusing import fuse
 from dreamer_lpm.types import Batch
 from dreamer_lpm.world import Latent
 from dreamer_lpm.world.codec import as_products
@@ -47,7 +48,6 @@ class Flock:
         for state in self.states:
             state.forget_graphs()
             as_products(state.agent)
-            state.agent.world.rssm.written_out = False
         self._observe = {policy: Captured(self._bind(policy), self.device) for policy in self.model._observe}
         self._update = Captured(self._learn, self.device)
         self._chosen = Download(self.device)
@@ -126,6 +126,8 @@ class Flock:
         if self._optimizer is None:
             self._parts |= {name: self._stacked(name) for name in self.model.parts() if name != "replay"}
             self._optimizer = self._stacked_optimizer()
+            if self.model.cfg.compile:
+                fuse(self.model.agent)
         b, t = self.model.cfg.batch_size, self.model.cfg.seq_length
         self._update(
             places=upload(torch.stack([state.replay.draw(state.rng, b, t) for state in self.states]), self.device),
@@ -161,7 +163,7 @@ class Flock:
         return every
 
     def _learn(self, *, places: Tensor, update: Tensor, uniform: Tensor) -> None:
-        batch, (losses, metrics, felt), sums = vmap(self._think)(self._weights, self._parts["replay"], places, uniform)
+        batch, thought, sums = vmap(self._think)(self._weights, self._parts["replay"], places, uniform)
         assert self._optimizer is not None
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(sums.sum())
@@ -170,16 +172,21 @@ class Flock:
         self._optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(self._slow, self._critic, self.model.agent.behavior.critic.rate)
-            said = {**{f"loss/{k}": x.detach() for k, x in losses.items()}, **norms, **metrics}
+            said = {**{f"loss/{k}": x.detach() for k, x in thought.losses.items()}, **norms, **thought.metrics}
             noted = {name: x for name, x in self._parts.items() if name != "replay"}
-            vmap(self._note)(noted, update, said, batch, felt)
+            vmap(self._note)(noted, update, said, batch, thought.felt)
 
     def _think(
         self, weights: Tensors, replay: Tensors, places: Tensor, uniform: Tensor
     ) -> tuple[Batch, Thought, Tensor]:
         with torch.no_grad(), self._holding(replay=replay):
             batch = self.model.replay.gather(places, self.model.cfg.seq_length)
-        thought: Thought = functional_call(self.model.agent, weights, (batch, uniform))
+        rssm = self.model.agent.world.rssm
+        rssm.together = True
+        try:
+            thought: Thought = functional_call(self.model.agent, weights, (batch, uniform, True))
+        finally:
+            rssm.together = False
         return batch, thought, total(thought.losses)
 
     def _note(self, parts: Mapping[str, Tensors], update: Tensor, metrics: Tensors, batch: Batch, felt: Any) -> Tensor:
@@ -227,7 +234,7 @@ def alike(a: State, b: State) -> bool:
         rates = [group["lr"] for group in s.agent.optimizer.param_groups]
         replay = {name: x.shape for name, x in s.replay.data.items()}
         cfg, agent = s.cfg, replace(s.cfg.agent, extrinsic=1.0, lpm_eta=1.0)  # these two are each one's own
-        sizes = (cfg.precision, cfg.batch_size, cfg.seq_length, s.envs.action_spec)
+        sizes = (cfg.precision, cfg.compile, cfg.batch_size, cfg.seq_length, s.envs.action_spec)
         return (agent, *sizes, s.device, rates, replay, s.probe is None, s.tally.updates - s.updates_here)
 
     return kind(a) == kind(b)

@@ -92,11 +92,15 @@ def lanes(device: torch.device) -> Iterator[int]:
         torch.set_num_threads(threads)
 
 
-def at_once(first: Callable[[], X], second: Callable[[], Y], lanes: int) -> tuple[X, Y]:
-    """Both results, worked out side by side where there are two lanes; the bits are the same.
+def at_once(
+    first: Callable[[], X], second: Callable[[], Y], lanes: int, device: torch.device | None = None
+) -> tuple[X, Y]:
+    """Both results, worked out side by side where there are two lanes, or on CUDA; the bits are the same.
 
     They must not write what the other reads. Autocast on the CPU and no_grad hold for both.
     """
+    if device is not None and device.type == "cuda":
+        return _on_two_streams(first, second, device)
     if lanes < 2:
         return first(), second()
     grad, on, kind = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
@@ -112,6 +116,24 @@ def at_once(first: Callable[[], X], second: Callable[[], Y], lanes: int) -> tupl
     finally:
         wait([other])
     return mine, other.result()
+
+
+def _on_two_streams(first: Callable[[], X], second: Callable[[], Y], device: torch.device) -> tuple[X, Y]:
+    """A fork in the recorded graph: neither half alone fills the card. What both read must live until they are done."""
+    stream = torch.cuda.current_stream(device)
+    other = _second_stream(stream)
+    other.wait_stream(stream)
+    with torch.cuda.stream(other):
+        second_result = second()
+    first_result = first()
+    stream.wait_stream(other)
+    return first_result, second_result
+
+
+@lru_cache
+def _second_stream(stream: torch.cuda.Stream) -> torch.cuda.Stream:
+    """Each has one of its own: what is freed on it was used by its first stream alone."""
+    return torch.cuda.Stream(stream.device)  # type: ignore[no-untyped-call]
 
 
 @lru_cache(maxsize=1)

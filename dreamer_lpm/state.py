@@ -20,6 +20,7 @@ from dreamer_lpm.capture import Captured, Download, upload
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.envs import Envs, make_env
 from dreamer_lpm.forecast import Forecast
+from dreamer_lpm.fusing import fuse
 from dreamer_lpm.guard import Guard, check_finite
 from dreamer_lpm.machine import pick_device
 from dreamer_lpm.noisy_tv import ImageSource
@@ -193,6 +194,9 @@ class State:
 
     def learn(self) -> None:
         """One update from one sampled batch."""
+        # The very first is made before a flock can form (flock.py), which would have to compile anew.
+        if self.cfg.compile and self.updates_here and not self.agent.fused:
+            fuse(self.agent)
         b, t = self.cfg.batch_size, self.cfg.seq_length
         places = upload(self.replay.draw(self.rng, b, t), self.device)
         update = upload(torch.tensor(self.tally.updates), self.device)

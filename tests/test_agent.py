@@ -343,7 +343,7 @@ def test_a_dream_pays_for_going_blind(monkeypatch: pytest.MonkeyPatch, extrinsic
     def close_at_times(agent: Agent) -> None:
         gate = agent.world.rssm.gate
         assert gate is not None
-        monkeypatch.setattr(gate, "look", lambda deter: (deter[..., 0] > 0).float())
+        monkeypatch.setattr(gate, "look", lambda deter, _: (deter[..., 0] > 0).float())
         agent.behavior.range.high.fill_(30.0)
         agent.behavior.range.low.fill_(-10.0)
 

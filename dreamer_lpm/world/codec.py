@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamer_lpm.fusing import any_length, fused, in_front
 from dreamer_lpm.nets import arithmetic
 
 _EPS = 1e-3  # of every norm here
@@ -26,6 +27,7 @@ class _Conv(nn.Conv2d):
     """
 
     as_product = False
+    fused = False
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1):
         super().__init__(inputs, outputs, kernel, stride, (kernel - stride) // 2)
@@ -45,84 +47,116 @@ class _Conv(nn.Conv2d):
         h, w = height // stride, width // stride
         cells = x.reshape(n, h, stride, w, stride, channels).transpose(2, 3).reshape(n, h, w, -1)
         blocks = weight.reshape(-1, channels, m, stride, m, stride).permute(2, 4, 3, 5, 1, 0)
-        covered: Tensor = cells if m == 1 else _Covered.apply(cells, m)  # type: ignore[no-untyped-call]
+        covered: Tensor = cells if m == 1 else _Covered.apply(cells, m, self.fused)  # type: ignore[no-untyped-call]
         y = covered @ blocks.reshape(-1, weight.shape[0])
         return (y if self.bias is None else y + self.bias).permute(0, 3, 1, 2)
 
 
 class _Covered(torch.autograd.Function):
-    """The m x m cells from each cell on: (N, h, w, C) -> (N, h - m + 1, w - m + 1, m m C)."""
-
-    generate_vmap_rule = True
+    """The m x m cells from each cell on: (..., h, w, C) -> (..., h - m + 1, w - m + 1, m m C)."""
 
     @staticmethod
-    def forward(cells: Tensor, m: int) -> Tensor:
-        _, h, w, _ = cells.shape
-        parts = [cells[:, i : h - m + 1 + i, j : w - m + 1 + j] for i in range(m) for j in range(m)]
+    def forward(cells: Tensor, m: int, fuse: bool) -> Tensor:
+        h, w = cells.shape[-3:-1]
+        parts = [cells[..., i : h - m + 1 + i, j : w - m + 1 + j, :] for i in range(m) for j in range(m)]
         return torch.cat(parts, -1)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        ctx.m = inputs[1]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.m, ctx.fuse = inputs
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        # Added up in one place; autograd would make a whole picture of zeros for each part.
-        m = ctx.m
-        n, rows, columns, _ = gradient.shape
-        parts = gradient.chunk(m * m, -1)
-        sums = gradient.new_zeros(n, rows + m - 1, columns + m - 1, parts[0].shape[-1])
-        for k, part in enumerate(parts):
-            sums[:, k // m : k // m + rows, k % m : k % m + columns].add_(part)
-        return sums, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return (fused(_padded_sums, True) if ctx.fuse else _sums)(gradient, ctx.m), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        return _Covered.apply(*in_front(info, in_dims, inputs)), 0  # type: ignore[no-untyped-call]
+
+
+def _sums(gradient: Tensor, m: int) -> Tensor:
+    """Of every cell, over the places where it went. Added up in one place; autograd would make a whole picture of zeros
+    for each part.
+    """
+    rows, columns = gradient.shape[-3:-1]
+    parts = gradient.chunk(m * m, -1)
+    sums = gradient.new_zeros(*gradient.shape[:-3], rows + m - 1, columns + m - 1, parts[0].shape[-1])
+    for k, part in enumerate(parts):
+        sums[..., k // m : k // m + rows, k % m : k % m + columns, :].add_(part)
+    return sums
+
+
+def _padded_sums(gradient: Tensor, m: int) -> Tensor:
+    """The same so that a compiler makes one kernel of it."""
+    parts = enumerate(gradient.chunk(m * m, -1))
+    return sum(F.pad(part, (0, 0, k % m, m - 1 - k % m, k // m, m - 1 - k // m)) for k, part in parts)  # type: ignore[return-value]
 
 
 class _ChannelNorm(nn.Module):
     """Layer norm over the channels of every pixel; with NHWC memory both permutes are free. (B, C, H, W) -> same."""
 
     as_product = False
+    fused = False
 
     def __init__(self, channels: int):
         super().__init__()
         self.norm = nn.LayerNorm(channels, eps=_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        pixels = x.permute(0, 2, 3, 1).float()
+        pixels = x.permute(0, 2, 3, 1)
         if self.as_product or x.is_cuda:
-            normed: Tensor = _RowNorm.apply(pixels, self.norm.weight, self.norm.bias)[0]  # type: ignore[no-untyped-call]
-        else:
-            normed = self.norm(pixels)
-        return normed.permute(0, 3, 1, 2)
+            weight, shift = self.norm.weight.unsqueeze(0), self.norm.bias.unsqueeze(0)
+            rows = pixels.reshape(-1, pixels.shape[-1]).float()
+            normed: Tensor = _RowNorm.apply(rows, weight, shift, self.fused)[0]  # type: ignore[no-untyped-call]
+            return normed.reshape(pixels.shape).permute(0, 3, 1, 2)
+        return self.norm(pixels.float()).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
+
+def _norm(x: Tensor, weight: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+    rstd = torch.rsqrt(variance + _EPS)
+    return torch.addcmul(shift, torch.addcmul(-mean * rstd, x, rstd), weight), mean, rstd
+
+
+def _norm_back(
+    gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    normed = torch.addcmul(-mean * rstd, x, rstd)
+    product, inner = gradient * normed, gradient * weight
+    along = (product * weight).mean(-1, keepdim=True)
+    x_g = (torch.addcmul(inner, normed, along, value=-1) - inner.mean(-1, keepdim=True)) * rstd
+    return x_g, product.sum(-2, keepdim=True), gradient.sum(-2, keepdim=True)
 
 
 class _RowNorm(torch.autograd.Function):
-    """Layer norm of many short rows (..., C), float32: the output, and two things for the way back.
+    """Layer norm of many short rows: x (..., N, C), weight and shift (..., 1, C) -> as x; and two for the way back.
 
     CUDA's own gives every row a block of threads, which is far slower where a row is 16 to 64 numbers (docs/gpu.md).
     """
 
-    generate_vmap_rule = True
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, shift: Tensor, fuse: bool) -> tuple[Tensor, Tensor, Tensor]:
+        found: tuple[Tensor, Tensor, Tensor] = fused(_norm, fuse)(any_length(x.detach(), fuse), weight, shift)
+        return found
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
-        rstd = torch.rsqrt(variance + _EPS)
-        normed = torch.addcmul(-mean * rstd, x, rstd)
-        return torch.addcmul(shift, normed, weight), normed, rstd
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, weight, _, ctx.fuse = inputs
+        _, mean, rstd = output
+        ctx.save_for_backward(x, mean, rstd, weight)
+        ctx.mark_non_differentiable(mean, rstd)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        _, normed, rstd = output
-        ctx.save_for_backward(inputs[1], normed, rstd)
-        ctx.mark_non_differentiable(normed, rstd)
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        *kept, weight = ctx.saved_tensors
+        rows = (any_length(x, ctx.fuse) for x in (gradient, *kept))
+        x_g, *sums = fused(_norm_back, ctx.fuse)(*rows, weight)
+        # Their shape is said again: on a card, what was compiled of many rows once left the 1 out.
+        return x_g, *(x.view_as(weight) for x in sums), None
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weight, normed, rstd = ctx.saved_tensors
-        product, inner = gradient * normed, gradient * weight
-        along = (product * weight).mean(-1, keepdim=True)
-        x_g = (torch.addcmul(inner, normed, along, value=-1) - inner.mean(-1, keepdim=True)) * rstd
-        return x_g, product.flatten(0, -2).sum(0), gradient.flatten(0, -2).sum(0)
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], int]:
+        return _RowNorm.apply(*in_front(info, in_dims, inputs)), 0  # type: ignore[no-untyped-call]
 
 
 class _DepthToSpace(nn.Module):

@@ -19,10 +19,43 @@ than all others *and* matter would be declined too; ``--world.rssm.no-noise-gate
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamer_lpm.nets import masked_mean, mlp
+
+_SOFTNESS = 0.15  # nats; predictions of one kind of frame scatter by about that much
+
+
+class Gate(NamedTuple):
+    """The tensors of a :class:`NoiseGate`."""
+
+    inner: Tensor  # (X, D)
+    norm: Tensor  # (X,)
+    shift: Tensor
+    outer: Tensor  # (1, X)
+    bias: Tensor  # (1,)
+    threshold: Tensor  # ()
+    active: Tensor  # ()
+
+    def cast(self, kind: torch.dtype) -> Gate:
+        """With the weights of products in the type in which those are taken."""
+        return self._replace(inner=self.inner.to(kind), outer=self.outer.to(kind))
+
+
+def look(deter: Tensor, gate: Gate, is_first: Tensor) -> Tensor:
+    """:meth:`NoiseGate.look` by its tensors alone."""
+    hidden = F.layer_norm(F.linear(deter, gate.inner), gate.norm.shape, gate.norm, gate.shift, 1e-3)
+    expected = F.linear(F.silu(hidden), gate.outer, gate.bias).squeeze(-1).float()
+    return _far(expected, gate.threshold, gate.active, is_first)
+
+
+def _far(expected: Tensor, threshold: Tensor, active: Tensor, is_first: Tensor | None) -> Tensor:
+    far = torch.where(active > 0, torch.sigmoid((threshold - expected) / _SOFTNESS), 1.0)
+    return far if is_first is None else torch.where(is_first, 1.0, far)
 
 
 class NoiseGate(nn.Module):
@@ -30,7 +63,6 @@ class NoiseGate(nn.Module):
 
     threshold: Tensor
     active: Tensor
-    softness = 0.15  # nats; predictions of one kind of frame scatter by about that much
     gap = 1.0  # nats that the two kinds must lie apart, a factor of 2.7 in squared error
     contrast = 3.0  # times their own scatter; a single normal distribution cut in two has 1.3
 
@@ -46,10 +78,19 @@ class NoiseGate(nn.Module):
         return out.squeeze(-1).float()
 
     @torch.no_grad()
-    def look(self, deter: Tensor) -> Tensor:
-        """How far to look at the coming frame, (..., D) -> (...) in [0, 1]; 1 until two kinds of frames were found."""
-        weight = torch.sigmoid((self.threshold - self.expected(deter)) / self.softness)
-        return torch.where(self.active > 0, weight, 1.0)
+    def look(self, deter: Tensor, is_first: Tensor | None = None) -> Tensor:
+        """How far to look at the coming frame, (..., D) -> (...) in [0, 1]; 1 until two kinds of frames were found.
+
+        ``is_first`` (...): which open an episode, and are always looked at; None: none does, as in a dream.
+        """
+        return _far(self.expected(deter), self.threshold, self.active, is_first)
+
+    def tensors(self) -> Gate:
+        """What :func:`look` decides by."""
+        net: Any = self.net
+        return Gate(
+            net[0].weight, net[1].weight, net[1].bias, net[3].weight, net[3].bias, self.threshold, self.active
+        )  # fmt: skip
 
     def loss(self, deter: Tensor, log_error: Tensor, is_first: Tensor) -> Tensor:
         """Squared error of the expectation, (B, T); it also moves the threshold.

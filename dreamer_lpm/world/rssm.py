@@ -18,7 +18,7 @@ from dreamer_lpm.nets import (
     one_hot_straight_through,
     unimix_log_probs,
 )
-from dreamer_lpm.world.filtering import Filter, Weights, recur
+from dreamer_lpm.world.filtering import Filter, How, ManyFilters, Weights, recur
 from dreamer_lpm.world.gate import NoiseGate
 
 
@@ -68,6 +68,8 @@ class RSSM(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.written_out = True  # sequences are filtered as in filtering.py; else step by step
+        self.together = False  # with other agents, inside of vmap (flock.py)
+        self.fused = False  # steps of filtering are compiled
         flat = cfg.stoch * cfg.classes
         self.feat_size = cfg.deter + flat
         self.in_stoch = nn.Linear(flat, cfg.hidden, bias=False)
@@ -164,9 +166,10 @@ class RSSM(nn.Module):
         embed_in = self.post_embed(embeds)
         if not self.written_out:
             return self._observe_plainly(start, action_in, embed_in, keep, is_first, noise)
-        deter, stoch, post, prior, look = Filter.apply(  # type: ignore[no-untyped-call]
-            start.deter, start.stoch, action_in, embed_in, keep, noise.exp(),
-            lambda deter, t: self.look(deter, is_first[:, t]), self.cfg.unimix, *self._weights(),
+        kind = ManyFilters if self.together else Filter
+        deter, stoch, post, prior, look = kind.apply(  # type: ignore[no-untyped-call]
+            How(self.fused), start.deter, start.stoch, action_in, embed_in, keep, noise.exp(), is_first,
+            self.cfg.unimix, *self._weights(), *(() if self.gate is None else self.gate.tensors()),
         )  # fmt: skip
         return Latent(deter, stoch), torch.log(post), torch.log(prior), look
 
@@ -192,8 +195,7 @@ class RSSM(nn.Module):
         """
         if self.gate is None:
             return torch.ones_like(deter[..., 0])
-        look = self.gate.look(deter)
-        return look if is_first is None else torch.where(is_first, 1.0, look)
+        return self.gate.look(deter, is_first)
 
     def _weights(self) -> Weights:
         """What filtering and dreaming use, by the names they have there."""

@@ -20,6 +20,8 @@ from dreamer_lpm.together import train_together
 from dreamer_lpm.train import Job, Report, train
 from dreamer_lpm.types import Batch
 from tests.test_capture import everything
+from tests.test_flock import assert_close
+from tests.test_flock import played as play
 from tests.tiny_run import TINY, WITH_TV
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -103,3 +105,18 @@ def test_several_seeds_in_one_process_equal_each_alone(tmp_path: Path) -> None:
         for key, value in weights[0].items():
             torch.testing.assert_close(weights[1][key], value, rtol=1e-2, atol=1e-3, msg=key)
         assert result.summary["updates"] == alone.summary["updates"]
+
+
+def test_fused_steps_learn_the_same() -> None:
+    plain, fused = (played(replace(ON_CUDA, compile=how)) for how in (False, True))
+    assert fused.agent.fused
+    assert not plain.agent.fused
+    assert_close([fused], [plain], atol=5e-3)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("curiosity", ["lpm", "lpm_dual"])
+def test_members_of_a_flock_learn_what_they_would_alone(curiosity: str, compiled: bool) -> None:
+    cfg = replace(ON_CUDA, compile=compiled, agent=replace(TINY.agent, curiosity=curiosity))
+    with torch.cuda.stream(new_stream(CUDA)):
+        assert_close(play(cfg, together=True), play(replace(cfg, compile=False), together=False), atol=5e-3)

@@ -26,6 +26,8 @@ from dreamer_lpm.report.metrics import read_metrics
 ARMS = {
     "clean_none": ["--steps", "10000", "--curiosity", "none"],
     "clean_lpm": ["--steps", "10000"],
+    "clean_quick": ["--steps", "10000", "--update-every", "3.33", "--behavior.starts", "64", "--fast-render"],
+    "tv_none": ["--steps", "10000", "--noisy-tv", "--tv-images", "photos", "--curiosity", "none"],
     "tv_lpm": ["--steps", "10000", "--noisy-tv", "--tv-images", "photos"],
     "tv_lpm_no_price": ["--steps", "10000", "--noisy-tv", "--tv-images", "photos", "--sight", "0"],
     "tv_lpm_no_gate": ["--steps", "10000", "--noisy-tv", "--tv-images", "photos", "--world.rssm.no-noise-gate"],

@@ -7,6 +7,7 @@ small ones. ``RSSM.observe_step`` says the same thing in plain words, and the te
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -118,38 +119,14 @@ def _cast(w: Weights, kind: torch.dtype) -> _Cast:
     return _Cast(*(x.to(kind) for x in (w.stoch, w.core_in, w.core_rec, heads, w.prior_out, w.post_out)))
 
 
-class _Kept(NamedTuple):
-    """What the way back needs of a step."""
-
-    z0: Tensor
-    h0: Tensor
-    u: Tensor
-    un: Tensor
-    um: Tensor
-    ur: Tensor
-    s: Tensor
-    g: Tensor
-    gm: Tensor
-    gr: Tensor
-    reset: Tensor
-    into: Tensor
-    update: Tensor
-    candidate: Tensor
-    h: Tensor
-    p: Tensor
-    pn: Tensor
-    pm: Tensor
-    pr: Tensor
-    ps: Tensor
-    q: Tensor
-    qn: Tensor
-    qm: Tensor
-    qr: Tensor
-    qs: Tensor
-    soft_p: Tensor
-    soft_q: Tensor
-    far: Tensor
-    keep: Tensor
+# What the way back needs of a step.
+_Kept = namedtuple(
+    "_Kept",
+    "z0 h0 u un um ur s g gm gr reset into update candidate h p pn pm pr ps q qn qm qr qs soft_p soft_q far keep",
+)
+# Of it, what the gradients of the weights need; and the gradients that came up in a step back, for them.
+_Past = namedtuple("_Past", "z0 h0 u um ur s g gm gr h p pm pr ps q qm qr qs")
+_Steps = namedtuple("_Steps", "u un g gn hidden pn qn p_logits q_logits")
 
 
 class _Came(NamedTuple):
@@ -161,20 +138,6 @@ class _Came(NamedTuple):
     kept: Tensor  # (B, 1) the same in the type of the products
     race: Tensor  # (B, S, C)
     first: Tensor  # (B,)
-
-
-class _Steps(NamedTuple):
-    """Gradients that came up in a step, for those of the weights."""
-
-    u: Tensor
-    un: Tensor
-    g: Tensor
-    gn: Tensor
-    hidden: Tensor
-    pn: Tensor
-    qn: Tensor
-    p_logits: Tensor
-    q_logits: Tensor
 
 
 State = tuple[Tensor, Tensor]
@@ -251,8 +214,8 @@ def _back(
     return (h_g, z_g), _Steps(u_g, un_g, g_g, gn_g, hidden_g, pn_g, qn_g, p_logits, q_logits)
 
 
-def _of_weights(back: _Steps, x: _Kept, cast: _Cast, w: Weights) -> Weights:
-    """Gradients of the weights over all steps; what was kept has time in front."""
+def _of_weights(back: _Steps, x: _Past, cast: _Cast, w: Weights) -> Weights:
+    """Gradients of the weights over all steps; what came of those has time in front."""
     only_weights, h = [False, True, True], x.h.to(cast.stoch.dtype)
     p_hidden, q_hidden = back.hidden.chunk(2, -1)
     gradients = (
@@ -289,9 +252,8 @@ class Filter(torch.autograd.Function):
         state = (deter, stoch.to(kind))
         outs, every = [], []
         whole = (action_in.float(), embed_in.float(), keep, keep.to(kind), race, is_first)
-        for came in zip(
-            *(x.unbind(time) for x, time in zip(whole, (-2, -2, -2, -2, -3, -1), strict=True)), strict=True
-        ):
+        each = (x.unbind(time) for x, time in zip(whole, (-2, -2, -2, -2, -3, -1), strict=True))
+        for came in zip(*each, strict=True):
             state, seen, kept = step(state, _Came(*came), cast, w, gate)
             outs.append((*state, *seen, kept.far[..., 0, 0]))
             every.append(kept)
@@ -317,8 +279,8 @@ class Filter(torch.autograd.Function):
             state, found = step(state, given, kept, cast, w)
             steps.append(found)
         back = _Steps(*(torch.stack(x) for x in zip(*reversed(steps), strict=True)))
-        kept = _Kept(*(torch.stack(x) for x in zip(*ctx.kept, strict=True)))
-        weights = (vmap(_of_weights, (1, 1, 0, 0)) if how.many else _of_weights)(back, kept, cast, w)
+        past = _Past(*(torch.stack([getattr(kept, name) for kept in ctx.kept]) for name in _Past._fields))
+        weights = (vmap(_of_weights, (1, 1, 0, 0)) if how.many else _of_weights)(back, past, cast, w)
         embed_g = back.hidden.chunk(2, -1)[1].movedim(0, -2).to(embed_kind)
         action_g = back.u.movedim(0, -2).to(action_kind)
         return None, None, None, action_g, embed_g, *[None] * 4, *weights, *[None] * ungated

@@ -2,11 +2,14 @@
 
 dreamer-lpm bench --preset tiny --threads 2
 dreamer-lpm bench --preset 1m --against sheeprl --json result.json --csv result.csv
+dreamer-lpm bench --solve --against sheeprl --minutes 30 --json result.json
 
 Against a peer, every contestant is a process of its own that builds its agent once and then waits. Rounds go
 A B C A B C ..., one update each, so that what else the machine does meets all of them alike; the first round warms up
 and is not counted. Reported are medians over rounds of wall seconds and, as a second opinion on a busy machine, of CPU
 seconds.
+
+With ``--solve`` it is whole training runs, one after the other: wall seconds until pixel Pendulum is solved.
 """
 
 from __future__ import annotations
@@ -43,15 +46,18 @@ from dreamer_lpm.config import RunConfig
 from dreamer_lpm.envs import make_env
 from dreamer_lpm.machine import Precision, keep_freed_memory, pick_device, pick_precision, pick_threads
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
-from dreamer_lpm.report.metrics import read_metrics
+from dreamer_lpm.report.metrics import METRICS_FILE, read_metrics
 from dreamer_lpm.report.strict_json import dumps, plain, write_atomically
 from dreamer_lpm.report.summary import git_revision, versions
+from dreamer_lpm.solve import EPISODES, Attempt, in_words, solve
 from dreamer_lpm.train import train
 from dreamer_lpm.types import ActionSpec, Batch, UserError
 
 PEER_PRESET = "1m"  # the size that a comparison takes unless told otherwise
 PEER_PYTHON = Path("build/peers/sheeprl/bin/python")
 PEER_SCRIPT = Path(__file__).parents[1] / "benchmarks" / "peers" / "sheeprl_update.py"
+SOLVE_SCRIPT = PEER_SCRIPT.with_name("sheeprl_solve.py")
+SOLVED = -250.0  # the mean return of Pendulum's episodes that counts as solved
 # What `keep_freed_memory` does for ours, as environment variables: for the peer at its best.
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(2**28)}
 DIFFERENCES = (
@@ -71,6 +77,18 @@ DIFFERENCES = (
     " fused Adam, dreamer_v3_5 LaProp with adaptive clipping, dreamer_v3 three fused Adams.",
     "The preset `tiny` is another architecture (dense core of 256, 16x16 latents, k8 s4 stem) and dreams from 128"
     " states: its ratio is what a user feels, not one at equal sizes.",
+)
+
+SOLVE_DIFFERENCES = (
+    "Equal: Pendulum-v1 with Gymnasium's own picture, shrunk to 64x64 by cv2's INTER_AREA; env steps per action and per"
+    " episode; random env steps before the first update; B, T, updates per env step; threads, arithmetic, allocator"
+    " settings; the sizes of core, latents, hidden layers and of the first convolution; episodes are those of training,"
+    " with the policy's noise, in the task's own reward; the clock starts with the process.",
+    "Left out on both sides: evaluations, films, checkpoints. Ours writes its training metrics, the peer's are off.",
+    "Each has its own learning rates, discount, losses and optimizers: those of `tiny` were chosen for short runs (world"
+    " model 3e-4, actor and critic 1e-4), the peer's are DreamerV3's (1e-4 and 3e-5).",
+    "Ours has the curiosity `lpm` and dreams from 96 replayed states; the peer has none and dreams from all B x T.",
+    "The peer's encoder has four k4 s2 convolutions, ours a k8 s4 stem and two more; the peer has 255 bins, ours 41.",
 )
 
 
@@ -101,7 +119,8 @@ def main(args: list[str]) -> int:
     if options.worker:
         _serve(_work(options), sys.stdin, sys.stdout)
         return 0
-    result = _against(options) if options.against else _alone(options)
+    measure = _solve if options.solve else _against if options.against else _alone
+    result = measure(options)
     result = {
         "command": shlex.join(["dreamer-lpm", "bench", *args]),
         "note": options.note,
@@ -110,7 +129,10 @@ def main(args: list[str]) -> int:
         "versions": versions(),
         "git_revision": git_revision(),
     }
-    _show(result)
+    if options.solve:
+        _show_solve(result)
+    else:
+        _show(result)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(options.json, dumps(result, indent=2) + "\n")
@@ -123,7 +145,7 @@ def main(args: list[str]) -> int:
 def _parse(args: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dreamer-lpm bench",
-        description="Seconds per update and per policy step on this machine.",
+        description="Seconds per update and per policy step on this machine; with --solve, until Pendulum is solved.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -137,6 +159,9 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
     add("--repeat", type=int, default=10, help="updates timed, or rounds with --against (default: 10)")
     add("--against", choices=("sheeprl",), help="also time this peer at equal sizes, in turns with ours")
     add("--only", nargs="+", default=[""], metavar="WORDS", help="with --against: those whose name has one of these")
+    add("--solve", action="store_true", help=f"train until the mean of {EPISODES} episodes of Pendulum is {SOLVED:g}")
+    add("--minutes", type=float, default=30.0, help="with --solve: the bound for each program (default: 30)")
+    add("--seed", type=int, default=0, help="with --solve: seed of the training (default: 0)")
     add("--peer-python", type=Path, default=PEER_PYTHON, help=f"the peer's own Python (default: {PEER_PYTHON})")
     add("--json", type=Path, help="write everything measured here")
     add("--csv", type=Path, help="write every single timing here")
@@ -150,13 +175,23 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
     for name in ("threads", "loop"):
         if getattr(options, name) < 0:
             raise UserError(f"--{name} must be 0 or more, not {getattr(options, name)}.")
+    _check_solve(options)
     if options.against and options.device != "cpu":
         raise UserError("--against compares on the CPU; leave --device away.")
     return options
 
 
+def _check_solve(options: argparse.Namespace) -> None:
+    if not options.minutes > 0:
+        raise UserError(f"--minutes must be above 0, not {options.minutes:g}.")
+    if options.seed < 0:
+        raise UserError(f"--seed must be 0 or more, not {options.seed}.")
+    if options.solve and (options.csv or options.loop or options.device != "cpu"):
+        raise UserError("--solve trains on the CPU and has no timings of updates; leave --csv, --loop, --device away.")
+
+
 def _work(options: argparse.Namespace) -> Work:
-    name = options.preset or (PEER_PRESET if options.against else DEFAULT)
+    name = options.preset or (PEER_PRESET if options.against and not options.solve else DEFAULT)
     run = preset(name)
     threads = pick_threads(options.threads)
     torch.set_num_threads(threads)
@@ -398,6 +433,70 @@ def _against(options: argparse.Namespace) -> dict[str, Any]:
     return {"contestants": rows, "ratios": _ratios(rows), "differences": list(DIFFERENCES)}
 
 
+def _solve(options: argparse.Namespace) -> dict[str, Any]:
+    """Whole training runs, one after the other: ours, and the peer's."""
+    work = _work(options)
+    if options.against:
+        _check_peer(options.peer_python)
+    with tempfile.TemporaryDirectory() as folder:
+        every = _attempts(work, options, Path(folder))
+        attempts = [a for a in every if any(words in a.name for words in options.only)]
+        if not attempts:
+            raise UserError(f"--only leaves nobody; there are: {', '.join(a.name for a in every)}.")
+        found = {}
+        for attempt in attempts:
+            found[attempt.name] = solve(attempt, SOLVED, 60 * options.minutes)
+            print(in_words(attempt.name, found[attempt.name], SOLVED), flush=True)
+    about = {"env": RunConfig.env_name, "threshold": SOLVED, "bound_minutes": options.minutes, "seed": options.seed}
+    return {"solve": {**about, **asdict(work)}, "attempts": found, "differences": list(SOLVE_DIFFERENCES)}
+
+
+def _attempts(work: Work, options: argparse.Namespace, folder: Path) -> list[Attempt]:
+    """Ours; the peer with our batch and pace; the peer with its own."""
+    threads = {"OMP_NUM_THREADS": str(work.threads)}
+    ours = f"ours {work.preset}"
+    flags = {
+        "preset": work.preset, "batch-size": work.batch, "seq-length": work.length, "threads": work.threads,
+        "precision": work.precision, "device": work.device, "seed": options.seed, "eval-every": 0,
+        "checkpoint-every": 0, "runs": folder, "run-name": "ours",
+    }  # fmt: skip
+    train_ours = (sys.executable, "-m", "dreamer_lpm", "train", "--no-pictures", *_flags(flags))
+    attempts = [Attempt(ours, train_ours, folder / "ours" / METRICS_FILE, threads)]
+    if not options.against:
+        return attempts
+    run = preset(work.preset)
+    repeat = make_env(run.env()).get_wrapper_attr("times")
+    pace = {"batch": work.batch, "length": work.length, "replay-ratio": repeat / run.update_every}
+    common = {
+        **_sizes(work), "layers": run.agent.behavior.layers, "algo": "dreamer_v3", "seed": options.seed,
+        "precision": "bf16-mixed" if work.precision == "bf16" else "32-true", "action-repeat": repeat,
+        "prefill": run.prefill // repeat, "capacity": run.replay_capacity,
+    }  # fmt: skip
+    for name, own in (
+        ("sheeprl dreamer_v3, our batch and pace", pace),
+        ("sheeprl dreamer_v3, its own batch and pace", {}),
+    ):
+        log = folder / f"peer{len(attempts)}" / METRICS_FILE
+        log.parent.mkdir()
+        command = (str(options.peer_python), str(SOLVE_SCRIPT), *_flags({**common, **own, "log": log}))
+        attempts.append(Attempt(name, command, log, {**threads, **KEEP_FREED_MEMORY}))
+    return attempts
+
+
+def _flags(values: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(part for name, value in values.items() for part in (f"--{name}", str(value)))
+
+
+def _sizes(work: Work) -> dict[str, int]:
+    """The sizes of our preset as the peer's scripts take them."""
+    agent = preset(work.preset).agent
+    rssm = agent.world.rssm
+    return {
+        "horizon": agent.behavior.horizon, "threads": work.threads, "deter": rssm.deter, "hidden": rssm.hidden,
+        "stoch": rssm.stoch, "classes": rssm.classes, "depth": agent.world.depth,
+    }  # fmt: skip
+
+
 def _ours(work: Work) -> list[Contestant]:
     """In fp32; where the machine prefers another arithmetic, also in that; and ``tiny`` on the same batch."""
     jobs = {f"ours {work.preset} fp32": (work.preset, "fp32")}
@@ -423,21 +522,8 @@ def _sheeprl(work: Work, python: Path) -> list[Contestant]:
             f"--against compares equal sizes with a dream from every state, not --preset {work.preset} with this batch;"
             f" choose one of {', '.join(fitting)} with B x T of at most 1024."
         )
-    if not PEER_SCRIPT.is_file():
-        raise UserError(
-            "--against needs a checkout of this project (benchmarks/peers/); install it with: pip install -e ."
-        )
-    if not python.is_file():
-        raise UserError(
-            f"The peer's Python {python} does not exist; make it with: python3.11 -m venv {PEER_PYTHON.parents[1]} &&"
-            f" {PEER_PYTHON.parent}/pip install -r benchmarks/peers/sheeprl-requirements.txt"
-        )
-    sizes = {
-        "batch": work.batch, "length": work.length, "horizon": behavior.horizon, "threads": work.threads,
-        "deter": rssm.deter, "hidden": rssm.hidden, "stoch": rssm.stoch, "classes": rssm.classes,
-        "depth": run.agent.world.depth,
-    }  # fmt: skip
-    flags = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    _check_peer(python)
+    flags = _flags({"batch": work.batch, "length": work.length, **_sizes(work)})
     command = (str(python), str(PEER_SCRIPT), *flags)
     return [
         contestant
@@ -451,6 +537,18 @@ def _sheeprl(work: Work, python: Path) -> list[Contestant]:
             ),
         )
     ]
+
+
+def _check_peer(python: Path) -> None:
+    if not PEER_SCRIPT.is_file():
+        raise UserError(
+            "--against needs a checkout of this project (benchmarks/peers/); install it with: pip install -e ."
+        )
+    if not python.is_file():
+        raise UserError(
+            f"The peer's Python {python} does not exist; make it with: python3.11 -m venv {PEER_PYTHON.parents[1]} &&"
+            f" {PEER_PYTHON.parent}/pip install -r benchmarks/peers/sheeprl-requirements.txt"
+        )
 
 
 class _Child:
@@ -602,6 +700,11 @@ def _show(result: Mapping[str, Any]) -> None:
             _tell(console, row)
     if "ratios" in result:
         console.print(_ratio_table(result["ratios"]))
+
+
+def _show_solve(result: Mapping[str, Any]) -> None:
+    machine = result["machine"]
+    print(f"On {machine['cpu']}, {machine['cores']} cores, load average {machine['load_average_1_min']:.1f}.")
 
 
 def _tell(console: Console, row: Mapping[str, Any]) -> None:

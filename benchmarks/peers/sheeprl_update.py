@@ -42,12 +42,12 @@ ACTION_SIZE = 1
 
 
 def main() -> int:
-    options = parse(sys.argv[1:])
+    options = parser(__doc__).parse_args()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever libraries print must not look like an answer
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
-    cfg = compose(options)
+    cfg = compose([*overrides(options), "env=dummy"])  # the composed config names an env, none is made
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
     Distribution.set_default_validate_args(cfg.distribution.validate_args)
     MetricAggregator.disabled = True
@@ -67,10 +67,11 @@ def main() -> int:
     return 0
 
 
-def parse(args: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algo", choices=("dreamer_v3_5", "dreamer_v3"), default="dreamer_v3_5")
-    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that say which algorithm, how large and in which arithmetic."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--algo", choices=("dreamer_v3_5", "dreamer_v3"), default="dreamer_v3_5")
+    made.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
     sizes = {
         "batch": 16,
         "length": 64,
@@ -80,23 +81,25 @@ def parse(args: list[str]) -> argparse.Namespace:
         "stoch": 32,
         "classes": 4,
         "depth": 4,
+        "layers": 3,  # of actor and critic
     }
     for name, default in {**sizes, "threads": 1}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    return parser.parse_args(args)
+        made.add_argument(f"--{name}", type=int, default=default)
+    return made
 
 
 def overrides(options: argparse.Namespace) -> list[str]:
     """The settings that make sheeprl's agent the asked size; all else is its own default."""
     common = [
         f"exp={options.algo}",
-        "env=dummy",  # the composed config names an env, none is made
         "algo.cnn_keys.encoder=[rgb]",
         "algo.mlp_keys.encoder=[]",
         f"algo.per_rank_batch_size={options.batch}",
         f"algo.per_rank_sequence_length={options.length}",
         f"algo.horizon={options.horizon}",
         f"algo.dense_units={options.hidden}",
+        f"algo.actor.mlp_layers={options.layers}",
+        f"algo.critic.mlp_layers={options.layers}",
         f"algo.world_model.stochastic_size={options.stoch}",
         f"algo.world_model.discrete_size={options.classes}",
         f"algo.world_model.recurrent_model.recurrent_state_size={options.deter}",
@@ -114,17 +117,14 @@ def overrides(options: argparse.Namespace) -> list[str]:
         f"algo.world_model.encoder.cnn_channels_multiplier={options.depth}",
         f"algo.world_model.transition_model.hidden_size={options.hidden}",
         f"algo.world_model.representation_model.hidden_size={options.hidden}",
-        # DreamerV3's depths: one hidden layer in the heads of the world model, three in actor and critic.
-        "algo.mlp_layers=1",
-        "algo.actor.mlp_layers=3",
-        "algo.critic.mlp_layers=3",
+        "algo.mlp_layers=1",  # one hidden layer in the heads of the world model
     ]
 
 
-def compose(options: argparse.Namespace) -> Any:
+def compose(settings: list[str]) -> Any:
     """sheeprl's composed config, as its command line makes it."""
     with hydra.initialize_config_module("sheeprl.configs", version_base="1.3"):
-        cfg = hydra.compose("config", overrides(options))
+        cfg = hydra.compose("config", settings)
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
     return dotdict(plain)
 

@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn, TextIO, cast
@@ -85,8 +85,8 @@ SOLVE_DIFFERENCES = (
     " settings; the sizes of core, latents, hidden layers and of the first convolution; episodes are those of training,"
     " with the policy's noise, in the task's own reward; the clock starts with the process.",
     "Left out on both sides: evaluations, films, checkpoints. Ours writes its training metrics, the peer's are off.",
-    "Each has its own learning rates, discount, losses and optimizers: those of `tiny` were chosen for short runs (world"
-    " model 3e-4, actor and critic 1e-4), the peer's are DreamerV3's (1e-4 and 3e-5).",
+    "Each has its own learning rates, discount, losses and optimizers: those of `tiny` were chosen for short runs"
+    " (world model 3e-4, actor and critic 1e-4), the peer's are DreamerV3's (1e-4 and 3e-5).",
     "Ours has the curiosity `lpm` and dreams from 96 replayed states; the peer has none and dreams from all B x T.",
     "The peer's encoder has four k4 s2 convolutions, ours a k8 s4 stem and two more; the peer has 255 bins, ours 41.",
 )
@@ -465,20 +465,19 @@ def _attempts(work: Work, options: argparse.Namespace, folder: Path) -> list[Att
     if not options.against:
         return attempts
     run = preset(work.preset)
-    repeat = make_env(run.env()).get_wrapper_attr("times")
+    with closing(make_env(run.env())) as env:
+        repeat = env.get_wrapper_attr("times")
     pace = {"batch": work.batch, "length": work.length, "replay-ratio": repeat / run.update_every}
     common = {
         **_sizes(work), "layers": run.agent.behavior.layers, "algo": "dreamer_v3", "seed": options.seed,
         "precision": "bf16-mixed" if work.precision == "bf16" else "32-true", "action-repeat": repeat,
         "prefill": run.prefill // repeat, "capacity": run.replay_capacity,
     }  # fmt: skip
-    for name, own in (
-        ("sheeprl dreamer_v3, our batch and pace", pace),
-        ("sheeprl dreamer_v3, its own batch and pace", {}),
-    ):
+    for whose, own in (("our", pace), ("its own", {})):
         log = folder / f"peer{len(attempts)}" / METRICS_FILE
         log.parent.mkdir()
         command = (str(options.peer_python), str(SOLVE_SCRIPT), *_flags({**common, **own, "log": log}))
+        name = f"sheeprl dreamer_v3, {whose} batch and pace"
         attempts.append(Attempt(name, command, log, {**threads, **KEEP_FREED_MEMORY}))
     return attempts
 

@@ -32,7 +32,7 @@ USAGE = """usage: dreamer-lpm {train,eval,export,compare,report,bench,doctor} [O
   export   an agent to share, without pickle:  dreamer-lpm export agent_lpm.pth --out agent
   compare  methods x TV settings x seeds, and who the TV captures (options: dreamer-lpm compare --help)
   report   draw the page of a run or a comparison again:  dreamer-lpm report runs/my-run
-  bench    time an update on this machine, alone or against a peer at equal sizes
+  bench    time an update on this machine, or a whole training, alone or against a peer
   doctor   is a run whole, and what can be resumed:  dreamer-lpm doctor runs/my-run;  alone: this machine
 """
 

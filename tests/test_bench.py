@@ -191,6 +191,37 @@ def test_against_a_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         bench.main([*args, "--only", "nobody"])
 
 
+def test_solve_against_a_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real run of ours with a threshold that random episodes pass, and a peer that gives up."""
+    peer = tmp_path / "peer.py"
+    peer.write_text("""
+import json, sys
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+with open(flags["--log"], "w") as file:
+    print(json.dumps({"kind": "about", "step": 0, "flags": flags}), file=file)
+    for i in range(1, 8):
+        print(json.dumps({"kind": "episode", "step": 200 * i, "return": -9000.0 + i, "updates": i}), file=file)
+""")
+    monkeypatch.setattr(bench, "SOLVE_SCRIPT", peer)
+    monkeypatch.setattr(bench, "SOLVED", -5000.0)
+    args = ["--solve", "--against", "sheeprl", "--peer-python", sys.executable, "--minutes", "3"]
+    assert bench.main([*args, "--precision", "fp32", "--json", str(tmp_path / "a.json")]) == 0
+    result = json.loads((tmp_path / "a.json").read_text())
+    ours, equal, own = result["attempts"].values()
+    assert (ours["solved"], ours["env_steps"], len(ours["episodes"])) == (True, 1000, 5)
+    assert 0 < ours["seconds"] <= ours["ran_seconds"] < 180
+    assert (equal["solved"], equal["seconds"]) == (False, None)
+    assert (equal["best_mean"], equal["best_env_steps"], equal["updates"]) == (-8995.0, 1400, 7)
+    assert "not solved" in capsys.readouterr().out
+    run, flags = RunConfig(), equal["about"]["flags"]
+    assert 2 * float(flags["--prefill"]) == run.prefill
+    assert float(flags["--replay-ratio"]) / 2 == pytest.approx(1 / run.update_every)
+    assert (flags["--action-repeat"], flags["--batch"], flags["--length"], flags["--depth"]) == ("2", "16", "16", "16")
+    assert not {"--batch", "--length", "--replay-ratio"} & own["about"]["flags"].keys()
+
+
 @pytest.mark.parametrize(
     ("args", "fix"),
     [
@@ -198,6 +229,13 @@ def test_against_a_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         (["--repeat", "0"], "at least 1"),
         (["--threads", "-1"], "0 or more"),
         (["--loop", "-1"], "0 or more"),
+        (["--solve", "--minutes", "0"], "--minutes must be above 0, not 0"),
+        (["--solve", "--minutes", "nan"], "--minutes must be above 0"),
+        (["--solve", "--seed", "-1"], "--seed must be 0 or more"),
+        (["--solve", "--csv", "a.csv"], "leave --csv"),
+        (["--solve", "--device", "cuda"], "trains on the CPU"),
+        (["--solve", "--only", "nobody"], "there are: ours tiny"),
+        (["--solve", "--against", "sheeprl", "--peer-python", "no/such/python"], "make it with"),
         (["--against", "sheeprl", "--device", "cuda"], "leave --device away"),
         (["--against", "sheeprl", "--preset", "tiny"], "choose one of 1m, 12m"),
         (["--against", "sheeprl", "--batch", "17"], "at most 1024"),

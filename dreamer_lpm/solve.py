@@ -55,10 +55,10 @@ def means(episodes: Sequence[Episode]) -> list[float]:
 def solve(attempt: Attempt, threshold: float, bound: float) -> dict[str, Any]:
     """Run it until the mean return of 5 episodes is above ``threshold``, or for ``bound`` seconds.
 
-    Returns "solved", and if so its "seconds", "env_steps" and "updates" (None: it does not count them); "ran_seconds";
-    the "best_mean" of 5 episodes and its "best_env_steps" (None before the fifth episode); every episode as [seconds,
-    env steps, return]; "about": what the program said of itself. Raises UserError with a program's last words when it
-    fails.
+    Returns "solved", and if so after how many "seconds"; "env_steps" until the end of the last episode; "updates" as
+    last told (a program may tell of them less often than of episodes; None: never); "ran_seconds"; the "best_mean" of 5
+    episodes and its "best_env_steps" (None before the fifth episode); every episode as [seconds, env steps, return];
+    "about": what the program said of itself. Raises UserError with a program's last words when it fails.
     """
     episodes: list[Episode] = []
     about: dict[str, Any] = {}
@@ -101,7 +101,7 @@ def solve(attempt: Attempt, threshold: float, bound: float) -> dict[str, Any]:
 
 def in_words(name: str, found: Mapping[str, Any], threshold: float) -> str:
     """One line about what ``solve`` found."""
-    steps = f"{found['env_steps']:,} env steps" + (f", {found['updates']:,} updates" if found["updates"] else "")
+    steps = f"{found['env_steps']:,} env steps"
     if found["solved"]:
         minutes = found["seconds"] / 60
         return f"{name}: the mean of {EPISODES} episodes passed {threshold:g} after {minutes:.1f} min ({steps})."

@@ -81,9 +81,10 @@ DIFFERENCES = (
 
 SOLVE_DIFFERENCES = (
     "Equal: Pendulum-v1 with Gymnasium's own picture, shrunk to 64x64 by cv2's INTER_AREA; env steps per action and per"
-    " episode; random env steps before the first update; B, T, updates per env step; threads, arithmetic, allocator"
-    " settings; the sizes of core, latents, hidden layers and of the first convolution; episodes are those of training,"
-    " with the policy's noise, in the task's own reward; the clock starts with the process.",
+    " episode; random env steps before the first update; B, T and updates per env step, except where the peer has its"
+    " own batch and pace (16 x 64, one update per policy step); threads, arithmetic, allocator settings; the sizes of"
+    " core, latents, hidden layers and of the first convolution; episodes are those of training, with the policy's"
+    " noise, in the task's own reward; the clock starts with the process.",
     "Left out on both sides: evaluations, films, checkpoints. Ours writes its training metrics, the peer's are off.",
     "Each has its own learning rates, discount, losses and optimizers: those of `tiny` were chosen for short runs"
     " (world model 3e-4, actor and critic 1e-4), the peer's are DreamerV3's (1e-4 and 3e-5).",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.func import vmap
 
 from dreamer_lpm import fusing
 from dreamer_lpm.config import settled
-from dreamer_lpm.fusing import cannot_fuse, fuse
+from dreamer_lpm.fusing import cannot_fuse, fuse, in_front
 from dreamer_lpm.types import UserError
 from dreamer_lpm.world import codec, filtering
 from dreamer_lpm.world.codec import _ChannelNorm, _Conv, as_products
@@ -81,3 +82,9 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "compiler" in cannot_fuse(cuda)
     monkeypatch.setattr(fusing.shutil, "which", lambda name: name)
     assert not cannot_fuse(cuda)
+
+
+def test_the_batch_comes_to_the_front() -> None:
+    inputs = (torch.zeros(4, 3, 2), torch.zeros(5), "as it is")
+    batched, alone, word = in_front(SimpleNamespace(batch_size=3), (1, None, None), inputs)
+    assert (batched.shape, alone.shape, word) == ((3, 4, 2), (3, 5), "as it is")

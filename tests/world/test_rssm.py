@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from dreamer_lpm.world import RSSM, Latent, RSSMConfig
 from tests.world.tiny import RSSM_CONFIG, codes, generator
@@ -100,6 +101,51 @@ def test_the_gradient_that_is_written_out_is_autograds(blocks: int, gated: bool)
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()) + 1e-7)
                 reached.add(name)
     assert reached == {"embed", "action", *learned}
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_several_agents_filter_as_one(blocks: int) -> None:
+    """Inside of vmap, with a gate that declines: what each finds alone, and each one's gradients."""
+    rssms = [half_asleep(make_rssm(blocks)) for _ in range(2)]
+    with torch.no_grad():
+        rssms[1].in_stoch.weight.mul_(3)
+        rssms[1].post_deter.weight.neg_()
+    x = Inputs(rssms[0])
+    gone = torch.randn(B, T, rssms[0].feat_size, generator=generator(2))
+
+    def score(latents: Latent, post: Tensor, prior: Tensor, look: Tensor) -> tuple[Tensor, Tensor]:
+        return (latents.feat * gone).sum() + (post.exp() * prior).square().sum(), look
+
+    class Observing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rssm = rssms[0]
+
+        def forward(self) -> tuple[Tensor, Tensor]:
+            return score(*x.observe(self.rssm))
+
+    alone = [score(*x.observe(rssm)) for rssm in rssms]
+    gradients = [
+        torch.autograd.grad(found, [p for p in rssm.parameters() if p.requires_grad], allow_unused=True)
+        for (found, _), rssm in zip(alone, rssms, strict=True)
+    ]
+    held = {
+        name: torch.stack([rssm.state_dict()[name] for rssm in rssms]).requires_grad_(not name.startswith("gate"))
+        for name in rssms[0].state_dict()
+    }
+    rssms[0].together = True
+    module = Observing()
+    scores, looks = vmap(lambda w: functional_call(module, {f"rssm.{k}": v for k, v in w.items()}, ()))(held)
+    scores.sum().backward()
+    assert (looks < 1).any()
+    for i, (found, look) in enumerate(alone):
+        torch.testing.assert_close(scores[i], found)
+        torch.testing.assert_close(looks[i], look)
+        for (name, _), wanted in zip(rssms[i].named_parameters(), gradients[i], strict=True):
+            if wanted is not None:
+                grad = held[name].grad
+                assert grad is not None
+                torch.testing.assert_close(grad[i], wanted, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("blocks", [1, 4])

@@ -26,6 +26,7 @@ from dreamer_lpm.report.metrics import read_metrics
 ARMS = {
     "clean_none": ["--steps", "10000", "--curiosity", "none"],
     "clean_lpm": ["--steps", "10000"],
+    "clean_every_4": ["--steps", "10000", "--update-every", "4", "--fast-render"],
     "clean_quick": ["--steps", "10000", "--update-every", "3.33", "--behavior.starts", "64", "--fast-render"],
     "tv_none": ["--steps", "10000", "--noisy-tv", "--tv-images", "photos", "--curiosity", "none"],
     "tv_lpm": ["--steps", "10000", "--noisy-tv", "--tv-images", "photos"],

@@ -28,6 +28,7 @@ ARMS = {
     "clean_lpm": ["--steps", "10000"],
     "clean_every_4": ["--steps", "10000", "--update-every", "4", "--fast-render"],
     "clean_quick": ["--steps", "10000", "--update-every", "3.33", "--behavior.starts", "64", "--fast-render"],
+    "clean_quicker": ["--steps", "10000", "--update-every", "3.6", "--behavior.starts", "64", "--fast-render"],
     "tv_none": ["--steps", "10000", "--noisy-tv", "--tv-images", "photos", "--curiosity", "none"],
     "tv_lpm": ["--steps", "10000", "--noisy-tv", "--tv-images", "photos"],
     "tv_lpm_no_price": ["--steps", "10000", "--noisy-tv", "--tv-images", "photos", "--sight", "0"],

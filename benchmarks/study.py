@@ -154,11 +154,12 @@ def bank(grid: Grid, coverage: dict[str, Estimate], arms: Sequence[str]) -> list
 
 def rewarded(study: Grid, methods: Sequence[str], arms: Sequence[str]) -> list[str]:
     """Returns with the task's reward, by arm; the sham comes first."""
+    arms = [arm for arm in arms if any(study.values(method, arm, RETURN) for method in methods)]
     head = [f"return under {arm.replace('_k1', ', K = 1')}" for arm in arms]
     lines = [f"| bonus | {' | '.join(head)} | seeds under remote | kept under remote | TV share there |"]
     lines.append("|---" * (len(arms) + 4) + "|")
     for method in methods:
-        values = [said(e) for arm in arms if (e := study.estimate(method, arm, RETURN))]
+        values = [said(e) if (e := study.estimate(method, arm, RETURN)) else "" for arm in arms]
         values.append(", ".join(f"{x:.0f}" for x in study.values(method, "remote", RETURN).values()))
         values += [said(kept_of(study, method)), said(late_share(study, method), percent=True)]
         lines.append(f"| `{method.removesuffix(BLIND)}` | {' | '.join(values)} |")
@@ -220,9 +221,11 @@ def main() -> None:
     parts = {
         "claims": claims(study, coverage),
         "bank": bank(study, coverage, arms[1:]),
-        "priced": rewarded(study, ("none", *DEAF), arms[:2]),
-        "rewarded": rewarded(study, [name + BLIND for name in names], arms),
     }
+    for part, after in {"priced": "", "rewarded": BLIND}.items():
+        methods = [name + after for name in names if runs(study, name + after, "remote")]
+        if methods:  # who makes the study today has no runs without a price, and leaves the page what it says of them
+            parts[part] = rewarded(study, methods, arms)
     page = options.page.read_text(encoding="utf-8")
     for name, lines in parts.items():
         before, rest = page.split(f"<!-- {name}:begin -->\n")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamer_lpm.report.metrics import read_metrics
+from dreamer_lpm.solve import EPISODES, means
 
 ARMS = {
     "clean_none": ["--steps", "10000", "--curiosity", "none"],
@@ -36,7 +37,6 @@ ARMS = {
     "cartpole": ["--steps", "30000", "--env-name", "CartPole-v1", "--update-every", "5"],
 }
 THRESHOLDS = (-300, -250, -200)  # of Pendulum's return
-EPISODES = 5  # in the mean that must pass a threshold
 
 
 def run(arm: str, seed: int, runs: Path) -> None:
@@ -80,11 +80,9 @@ def row(folder: Path) -> dict[str, Any]:
 
 def steps_to(episodes: Sequence[tuple[int, float]], threshold: float) -> int | str:
     """Env steps when the mean return of the last 5 episodes first passes ``threshold``; "" if it never does."""
-    for i in range(EPISODES, len(episodes) + 1):
-        window = episodes[i - EPISODES : i]
-        if sum(r for _, r in window) / EPISODES > threshold:
-            return window[-1][0]
-    return ""
+    ends = [step for step, _ in episodes[EPISODES - 1 :]]
+    passed = zip(ends, means([r for _, r in episodes]), strict=True)
+    return next((step for step, mean in passed if mean > threshold), "")
 
 
 def main() -> None:

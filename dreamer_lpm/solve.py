@@ -46,10 +46,9 @@ class Episode:
     value: float
 
 
-def means(episodes: Sequence[Episode]) -> list[float]:
+def means(returns: Sequence[float]) -> list[float]:
     """The mean return of the last 5 episodes, from the fifth episode on."""
-    values = [e.value for e in episodes]
-    return [statistics.fmean(values[i - EPISODES : i]) for i in range(EPISODES, len(values) + 1)]
+    return [statistics.fmean(returns[i - EPISODES : i]) for i in range(EPISODES, len(returns) + 1)]
 
 
 def solve(attempt: Attempt, threshold: float, bound: float) -> dict[str, Any]:
@@ -76,7 +75,7 @@ def solve(attempt: Attempt, threshold: float, bound: float) -> dict[str, Any]:
                     about = {key: value for key, value in row.items() if key not in ("kind", "step", "updates")}
                 if row["kind"] == "episode":
                     episodes.append(Episode(passed, row["step"], row["return"]))
-                    solved = any(mean > threshold for mean in means(episodes[-EPISODES:]))
+                    solved = any(mean > threshold for mean in means([e.value for e in episodes[-EPISODES:]]))
                     if solved:
                         break
             if ended:
@@ -84,7 +83,7 @@ def solve(attempt: Attempt, threshold: float, bound: float) -> dict[str, Any]:
             if passed > bound or ended is not None:
                 break
             time.sleep(LOOK_EVERY)
-    best = max(enumerate(means(episodes)), key=lambda pair: pair[1], default=None)
+    best = max(enumerate(means([e.value for e in episodes])), key=lambda pair: pair[1], default=None)
     last = episodes[-1] if episodes else None
     return {
         "solved": solved,

@@ -10,7 +10,7 @@ import torch
 
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.curiosity import REGISTRY
-from dreamer_lpm.flock import Flock
+from dreamer_lpm.flock import Flock, alike
 from dreamer_lpm.noisy_tv import load_images
 from dreamer_lpm.state import State
 from tests.recorded import Recorded
@@ -91,3 +91,11 @@ def test_in_every_kind_of_run(change: dict[str, object]) -> None:
 def test_it_can_be_recorded(curiosity: str) -> None:
     cfg = replace(WITH_TV, agent=replace(TINY.agent, curiosity=curiosity))
     assert_close(played(cfg, together=True, recorded=True), played(cfg, together=False))
+
+
+def test_who_can_be_one() -> None:
+    """Seed and weights of the reward may differ; what is computed, and how, may not."""
+    one = begun(TINY, 0)
+    assert alike(one, begun(replace(TINY, agent=replace(TINY.agent, lpm_eta=2.0, extrinsic=0.0)), 1))
+    for change in ({"compile": True}, {"batch_size": TINY.batch_size + 1}, {"agent": replace(TINY.agent, sight=0.1)}):
+        assert not alike(one, begun(replace(TINY, **change), 0)), change  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,11 +23,12 @@ from dreamer_lpm.curiosity import (
     reads_embeddings,
     reads_pictures,
 )
-from dreamer_lpm.machine import at_once, lanes
+from dreamer_lpm.machine import all_at_once, at_once, lanes
 from dreamer_lpm.nets import gumbel, masked_mean, one_hot
 from dreamer_lpm.types import ActionSpec, Batch
 from dreamer_lpm.world import Latent, Lesson, Losses, WorldConfig, WorldModel
 
+_DREAMS = 256  # at a time on a CPU: parts that two lanes can share, and large enough for its products
 Policy = Literal["sample", "mode", "random"]
 
 
@@ -86,6 +88,18 @@ class Thought(NamedTuple):
     metrics: dict[str, Tensor]  # each ()
     felt: Felt
     held: tuple[Tensor, ...] = ()  # what two streams read: to be kept until the gradients are taken
+
+
+class Scored(NamedTuple):
+    """Dreams, and what they are worth: S of them, H steps each."""
+
+    feat: Tensor  # (H+1, S, F)
+    sampled: Tensor  # (H, S, A) the actions as the policy drew them
+    bonus: Tensor  # (H, S) on entering states 1..H, as all that follows
+    extrinsic: Tensor  # (H, S) the task's reward
+    blind: Tensor  # (H, S) in [0, 1]
+    cont: Tensor  # (H, S) in [0, 1], whether the episode goes on
+    steady: Tensor  # (H, S) what the slow critic expects of the states acted in
 
 
 class Parts(NamedTuple):
@@ -286,7 +300,7 @@ class Agent(nn.Module):
 
         # No weight moves before both are done, and neither's gradients are the other's.
         (losses, world), thought = at_once(
-            teach_the_world, lambda: _taught(self._think(batch, lesson, noise)), lanes, self.device
+            teach_the_world, lambda: _taught(self._think(batch, lesson, noise, lanes), lanes), lanes, self.device
         )
         metrics = {**thought.metrics, **_recon_share(batch, losses)}
         return thought._replace(losses={**world, **thought.losses}, metrics=metrics)
@@ -317,13 +331,13 @@ class Agent(nn.Module):
         with self.autocast():
             return self.world.losses(batch, lesson)
 
-    def _think(self, batch: Batch, lesson: Lesson, noise: Noise) -> Thought:
+    def _think(self, batch: Batch, lesson: Lesson, noise: Noise, lanes: int = 1) -> Thought:
         """Of all that learns from the world model without teaching it."""
         with self.autocast():
             error, gate = self.world.foresee(batch, lesson)
             seen = self._transitions(batch, lesson, error)
             curiosity = self.curiosity.loss(seen)
-            behavior, dream_metrics, dreamed = self._dream(batch, lesson.latents.detach(), noise)
+            behavior, dream_metrics, dreamed = self._dream(batch, lesson.latents.detach(), noise, lanes)
         with torch.no_grad():
             bonus = self.curiosity.reward(seen.unseen())
         metrics = {**dream_metrics, **_tv_metrics(batch, lesson, bonus, seen.mask), **self._health(lesson)}
@@ -368,7 +382,7 @@ class Agent(nn.Module):
         return steps
 
     def _dream(
-        self, batch: Batch, latents: Latent, noise: Noise
+        self, batch: Batch, latents: Latent, noise: Noise, lanes: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """Imagine from some of the replayed states and score the dream.
 
@@ -378,25 +392,37 @@ class Agent(nn.Module):
         keep the policy from an action that blinds, and by chance it learns to take it for good.
         """
         pick = noise.starts
-        start = Latent(latents.deter.flatten(0, 1)[pick], latents.stoch.flatten(0, 1)[pick])
-        dream = self.world.imagine(start, self.behavior.actor.sample, noise.dream, noise.policy)
-        with torch.no_grad():
-            mask = torch.ones(dream.action.shape[:-1], dtype=torch.bool, device=self.device)
-            bonus = self.curiosity.reward(Transition(dream.feat[:-1], dream.action, dream.feat[1:], mask))
-            extrinsic = self.world.reward(dream.feat[1:])
-            blind = 1 - self.world.look(dream.feat[1:])
-            price = self.cfg.sight * self.behavior.range.scale / len(dream.action)
-            reward = self.extrinsic * (extrinsic - price * blind) + self.eta * bonus
-            cont = self.world.cont(dream.feat[1:])
+        # In as many parts, whether side by side or not, so that the bits are the same.
+        parts = math.ceil(len(pick) / _DREAMS) if self.device.type == "cpu" else 1
+        chances = zip(pick.chunk(parts), noise.dream.chunk(parts, 1), noise.policy.chunk(parts, 1), strict=True)
+        dreams = all_at_once([partial(self._dream_of, latents, *chance) for chance in chances], lanes)
+        dream = Scored(*(torch.cat(x, 1) for x in zip(*dreams, strict=True))) if parts > 1 else dreams[0]
+        price = self.cfg.sight * self.behavior.range.scale / len(dream.sampled)
+        reward = self.extrinsic * (dream.extrinsic - price * dream.blind) + self.eta * dream.bonus
         alive = ~batch.is_terminal.flatten()[pick]
-        losses = self.behavior.loss(dream.feat, dream.sampled, reward, cont, alive)
+        losses = self.behavior.loss(
+            dream.feat, dream.sampled, reward, dream.cont, alive, steady=dream.steady, lanes=lanes
+        )
         metrics = {
-            "dream/reward": extrinsic.mean(),
-            "dream/bonus": bonus.mean(),
-            "dream/blind": blind.mean(),
+            "dream/reward": dream.extrinsic.mean(),
+            "dream/bonus": dream.bonus.mean(),
+            "dream/blind": dream.blind.mean(),
             "dream/return_range": self.behavior.range.scale,
         }
         return {k: v.mean() for k, v in losses.items()}, metrics, dream.feat[1:]
+
+    @torch.no_grad()
+    def _dream_of(self, latents: Latent, pick: Tensor, code: Tensor, policy: Tensor) -> Scored:
+        """The dreams from those of the replayed states: pick (S,), noise of the codes and of the policy (H, S, ...)."""
+        start = Latent(latents.deter.flatten(0, 1)[pick], latents.stoch.flatten(0, 1)[pick])
+        dream, world = self.world.imagine(start, self.behavior.actor.sample, code, policy), self.world
+        mask = torch.ones(dream.action.shape[:-1], dtype=torch.bool, device=self.device)
+        before, after = dream.feat[:-1], dream.feat[1:]
+        bonus = self.curiosity.reward(Transition(before, dream.action, after, mask))
+        return Scored(
+            dream.feat, dream.sampled, bonus, world.reward(after), 1 - world.look(after), world.cont(after),
+            self.behavior.critic.steady(before),
+        )  # fmt: skip
 
 
 def total(losses: Mapping[str, Tensor]) -> Tensor:
@@ -415,9 +441,15 @@ def _backward(losses: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.detach() for k, v in losses.items()}
 
 
-def _taught(thought: Thought) -> Thought:
+def _taught(thought: Thought, lanes: int = 1) -> Thought:
     """With the gradients of its losses taken."""
-    return thought._replace(losses=_backward(thought.losses))
+    if lanes < 2:
+        return thought._replace(losses=_backward(thought.losses))
+    # The actor's gradients are nobody else's, and about half of the work.
+    actor = {k: v for k, v in thought.losses.items() if k == "actor"}
+    rest = {k: v for k, v in thought.losses.items() if k != "actor"}
+    at_once(lambda: _backward(rest), lambda: _backward(actor), lanes)
+    return thought._replace(losses={k: v.detach() for k, v in thought.losses.items()})
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dreamer_lpm.machine import at_once
 from dreamer_lpm.nets import TwoHot, approach, gumbel, mlp, normal, one_hot_straight_through, unimix_log_probs
 from dreamer_lpm.types import ActionSpec
 
@@ -128,10 +129,16 @@ class Critic(nn.Module):
 
     def loss(self, feat: Tensor, returns: Tensor) -> Tensor:
         """Cross entropy to the returns, and to the slow copy's own answer. feat (..., F), returns (...) -> (...)."""
-        logits = self.net(feat)
-        with torch.no_grad():
-            slow = self.dist.mean(self.slow(feat).float())
-        return self.dist.loss(logits, returns) + self.dist.loss(logits, slow)
+        return self.distance(self.net(feat), returns, self.steady(feat))
+
+    def distance(self, logits: Tensor, returns: Tensor, steady: Tensor) -> Tensor:
+        """:meth:`loss` from what both copies said."""
+        return self.dist.loss(logits, returns) + self.dist.loss(logits, steady)
+
+    @torch.no_grad()
+    def steady(self, feat: Tensor) -> Tensor:
+        """The slow copy's expected return (...)."""
+        return self.dist.mean(self.slow(feat).float())
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -202,26 +209,33 @@ class Behavior(nn.Module):
         self.critic = Critic(cfg, feat_size)
         self.range = ReturnRange(cfg.return_rate)
 
-    def loss(self, feat: Tensor, sampled: Tensor, reward: Tensor, cont: Tensor, alive: Tensor) -> dict[str, Tensor]:
+    def loss(
+        self, feat: Tensor, sampled: Tensor, reward: Tensor, cont: Tensor, alive: Tensor,
+        *, steady: Tensor | None = None, lanes: int = 1,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """Losses of one dream, each (H, B).
 
         feat (H+1, B, F); sampled (H, B, A); reward, cont (H, B) on entering states 1..H.
         The actor follows REINFORCE on normalised advantages. States behind an end of the episode, predicted or
-        (``alive`` (B,) false) already seen, weigh less.
+        (``alive`` (B,) false) already seen, weigh less. ``steady`` (H, B): what the slow critic expects of the states
+        acted in, if it was asked before. ``lanes``: see :func:`dreamer_lpm.machine.at_once`.
         """
+        acted, critic = feat[:-1], self.critic
+        logits, (log_prob, entropy) = at_once(
+            lambda: critic.net(acted), lambda: self.actor.log_prob_and_entropy(acted, sampled), lanes
+        )
         discount = self.cfg.gamma * cont
         with torch.no_grad():
-            value = self.critic(feat)
+            value = torch.cat([critic.dist.mean(logits.float()), critic(feat[-1:])])
             returns = lambda_return(reward, discount, value, self.cfg.lam)
             self.range.update(returns)
             advantage = (returns - value[:-1]) / self.range.scale
             weight = torch.cat([alive.to(cont.dtype).unsqueeze(0), cont[:-1]]).cumprod(0)
-        log_prob, entropy = self.actor.log_prob_and_entropy(feat[:-1], sampled)
         least, most = self.actor.entropy_range()
         self.randomness = (entropy.detach().mean() - least) / (most - least)
         return {
             "actor": -weight * (log_prob * advantage + self.cfg.entropy * entropy),
-            "critic": weight * self.critic.loss(feat[:-1], returns),
+            "critic": weight * critic.distance(logits, returns, critic.steady(acted) if steady is None else steady),
         }
 
     def trained(self) -> Iterator[nn.Parameter]:

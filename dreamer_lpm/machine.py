@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 
@@ -101,21 +102,31 @@ def at_once(
     """
     if device is not None and device.type == "cuda":
         return _on_two_streams(first, second, device)
-    if lanes < 2:
-        return first(), second()
+    return cast(tuple[X, Y], tuple(all_at_once((first, second), lanes)))
+
+
+def all_at_once(tasks: Sequence[Callable[[], Any]], lanes: int) -> list[Any]:
+    """The results of any number of tasks, as :meth:`at_once`. A task may have tasks of its own, and a lane that has
+    done its part takes over what no lane has begun.
+    """
+    if lanes < 2 or len(tasks) < 2:
+        return [task() for task in tasks]
     grad, on, kind = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 
-    def there() -> Y:
+    def there(task: Callable[[], Any]) -> Any:
         torch.set_num_threads(1)  # a new thread begins with as many as there are cores
+        _this_thread.is_lane = True
         with torch.set_grad_enabled(grad), torch.autocast("cpu", kind, enabled=on, cache_enabled=False):
-            return second()
+            return task()
 
-    other = _helper().submit(there)
+    futures = [_two_lanes().submit(there, task) for task in tasks]
     try:
-        mine = first()
+        # A lane does what would else wait for it; any other thread only waits, for there are lanes enough.
+        helps = hasattr(_this_thread, "is_lane")
+        mine = {i: task() for i, task in enumerate(tasks) if helps and futures[i].cancel()}
+        return [mine[i] if i in mine else future.result() for i, future in enumerate(futures)]
     finally:
-        wait([other])
-    return mine, other.result()
+        wait([future for future in futures if not future.cancel()])
 
 
 def _on_two_streams(first: Callable[[], X], second: Callable[[], Y], device: torch.device) -> tuple[X, Y]:
@@ -137,8 +148,11 @@ def _second_stream(stream: torch.cuda.Stream) -> torch.cuda.Stream:
 
 
 @lru_cache(maxsize=1)
-def _helper() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, "at-once")
+def _two_lanes() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(2, "lane")
+
+
+_this_thread = threading.local()
 
 
 def keep_freed_memory() -> bool:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dreamer_lpm import agent as agent_module
 from dreamer_lpm.agent import Agent, AgentConfig
 from dreamer_lpm.behavior import BehaviorConfig
 from dreamer_lpm.curiosity import REGISTRY, CuriosityConfig, FitGate, Transition
@@ -201,8 +202,10 @@ def test_the_batch_stays_as_it_was(curiosity: str) -> None:
     assert equal(list(batch), list(kept))
 
 
+@pytest.mark.parametrize("at_a_time", [3, 1_000])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_two_threads_learn_the_same_bits_as_one(bf16: bool) -> None:
+def test_two_threads_learn_the_same_bits_as_one(bf16: bool, at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_module, "_DREAMS", at_a_time)
     ends = []
     before = torch.get_num_threads()
     try:
@@ -214,6 +217,16 @@ def test_two_threads_learn_the_same_bits_as_one(bf16: bool) -> None:
     finally:
         torch.set_num_threads(before)
     assert equal(*ends)
+
+
+def test_dreams_in_parts_are_those_dreamed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each start keeps its own chances, and its place."""
+    said = []
+    for at_a_time in (3, 1_000):
+        monkeypatch.setattr(agent_module, "_DREAMS", at_a_time)
+        agent = Agent(CONFIG, SPEC)
+        said.append((agent.update(random_batch()), agent.felt.dreamed))
+    torch.testing.assert_close(*said, equal_nan=True)
 
 
 # --- who trains whom --------------------------------------------------------------------------------------------------
@@ -301,11 +314,11 @@ class Spied:
         behavior, curiosity = self.agent.behavior, self.agent.curiosity
         behave, learn = behavior.loss, curiosity.loss
 
-        def behavior_loss(*args: Tensor) -> dict[str, Tensor]:
+        def behavior_loss(*args: Tensor, **more: Any) -> dict[str, Tensor]:
             self.feat, self.sampled, self.reward, self.cont, self.alive = args
             with torch.no_grad():
                 self.extrinsic = self.agent.world.reward(self.feat[1:])
-            return behave(*args)
+            return behave(*args, **more)
 
         def bonus(t: Transition) -> Tensor:
             self.asked.append(t)

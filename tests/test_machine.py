@@ -8,13 +8,22 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dreamer_lpm import machine
-from dreamer_lpm.machine import at_once, keep_freed_memory, lanes, pick_device, pick_precision, pick_threads
+from dreamer_lpm.machine import (
+    all_at_once,
+    at_once,
+    keep_freed_memory,
+    lanes,
+    pick_device,
+    pick_precision,
+    pick_threads,
+)
 from dreamer_lpm.types import UserError
 
 
@@ -59,6 +68,41 @@ def test_at_once_goes_side_by_side_where_there_are_lanes() -> None:
     order: list[str] = []
     at_once(lambda: order.append("first"), lambda: order.append("second"), 1)
     assert order == ["first", "second"]
+
+
+def test_a_lane_that_is_done_takes_over_what_no_lane_has_begun() -> None:
+    """The second half's own tasks wait for each other, which only both lanes together survive."""
+    meet = threading.Barrier(2, timeout=10)
+    _, met = at_once(lambda: None, lambda: all_at_once([meet.wait] * 2, 2), 2)
+    assert sorted(met) == [0, 1]
+
+
+def test_a_lane_does_itself_what_no_other_is_free_for() -> None:
+    """The first half does not end before all tasks of the second are done; more tasks than lanes, in their order."""
+    done = threading.Event()
+
+    def tasks() -> list[int]:
+        results = all_at_once([partial(int, i) for i in range(5)], 2)
+        done.set()
+        return results
+
+    assert at_once(lambda: done.wait(10), tasks, 2) == (True, [0, 1, 2, 3, 4])
+
+
+def test_tasks_of_a_lane_hand_errors_on_and_leave_none_behind() -> None:
+    done: list[int] = []
+
+    def work(which: int) -> None:
+        if which == 0:
+            raise UserError("the first of three")
+        time.sleep(0.02)
+        done.append(which)
+
+    with pytest.raises(UserError, match="the first of three"):
+        at_once(lambda: None, lambda: all_at_once([partial(work, i) for i in range(3)], 2), 2)
+    before = len(done)
+    time.sleep(0.1)
+    assert len(done) == before, "a task went on after its caller had gone"
 
 
 @pytest.mark.parametrize("ill", [0, 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -233,9 +234,9 @@ def dream_reward(subject: Agent, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     given: list[Tensor] = []
     loss = subject.behavior.loss
 
-    def spy(feat: Tensor, sampled: Tensor, reward: Tensor, cont: Tensor, alive: Tensor) -> dict[str, Tensor]:
+    def spy(feat: Tensor, sampled: Tensor, reward: Tensor, *others: Tensor, **more: Any) -> dict[str, Tensor]:
         given.append(reward)
-        return loss(feat, sampled, reward, cont, alive)
+        return loss(feat, sampled, reward, *others, **more)
 
     monkeypatch.setattr(subject.behavior, "loss", spy)
     subject.update(random_batch())

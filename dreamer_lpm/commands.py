@@ -25,7 +25,7 @@ from dreamer_lpm.noisy_tv import NoisyTVError, load_images
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.report.video import episode_video
-from dreamer_lpm.settings import from_plain, read_file, to_plain
+from dreamer_lpm.settings import from_plain, read_file, read_seeds, to_plain
 from dreamer_lpm.team import Team, joined
 from dreamer_lpm.together import train_together
 from dreamer_lpm.train import CONFIG_FILE, EVAL_SEED, Job, Report, Stopped, read_config, train
@@ -73,7 +73,7 @@ def _train(args: list[str], guide: bool, team: Team | None) -> int:
     if known.seeds is not None:
         if team:
             raise UserError("torchrun's processes learn one agent; for --seeds start dreamer-lpm without it.")
-        return _train_many([_job(known, rest, program, run_dir, seed) for seed in _seeds(known.seeds)])
+        return _train_many([_job(known, rest, program, run_dir, seed) for seed in read_seeds(known.seeds)])
     job = _job(known, rest, program, run_dir)
     try:
         report = train(job.cfg, job.run_dir, resume=job.resume, team=team)
@@ -108,18 +108,6 @@ def _cell(runs: Path, settings: Path) -> Job:
     if (run_dir / CONFIG_FILE).is_file():
         return Job(from_plain(RunConfig, read_config(run_dir)["config"]), run_dir, resume=True)
     return Job(from_plain(RunConfig, read_file(settings)), run_dir)
-
-
-def _seeds(text: str) -> list[int]:
-    """``0..15``, or ``0,3,7``. Raises UserError."""
-    first, dots, last = text.partition("..")
-    try:
-        found = list(range(int(first), int(last) + 1)) if dots else [int(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 0 or len(set(found)) < len(found):
-        raise UserError(f"--seeds takes a range such as 0..15 or a list such as 0,3,7, not '{text}'.")
-    return found
 
 
 def _train_many(jobs: list[Job]) -> int:

@@ -27,6 +27,18 @@ _SHORT = reprlib.Repr()  # a page of YAML can refer to itself until its repr fil
 _SHORT.maxlevel, _SHORT.maxstring = 2, 80
 
 
+def read_seeds(text: str) -> list[int]:
+    """``0..15``, or ``0,3,7``. Raises UserError."""
+    first, dots, last = text.partition("..")
+    try:
+        found = list(range(int(first), int(last) + 1)) if dots else [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 0 or len(set(found)) < len(found):
+        raise UserError(f"--seeds takes a range such as 0..15 or a list such as 0,3,7, not '{text}'.")
+    return found
+
+
 def from_plain(cls: type[T], data: Mapping[str, Any], base: T | None = None, where: str = "") -> T:
     """``cls(**data)``, nested; fields not in ``data`` keep the values of ``base`` (default: the class's own).
 

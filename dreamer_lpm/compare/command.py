@@ -23,7 +23,7 @@ from dreamer_lpm.report.command import write_report
 from dreamer_lpm.report.grid import RESULTS_FILE, read_grid
 from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.report.summary import SUMMARY_FILE
-from dreamer_lpm.settings import from_plain, to_plain
+from dreamer_lpm.settings import from_plain, read_seeds, to_plain
 from dreamer_lpm.types import UserError
 
 PROGRAM = "dreamer-lpm compare"
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("grid options")
     group.add_argument("--methods", nargs="+", metavar="M", help=f"of: {', '.join(REGISTRY)}; or [methods.M] in --grid")
     group.add_argument("--arms", nargs="+", metavar="A", help=f"of: {', '.join(ARMS)}; or [arms.A] in --grid")
-    group.add_argument("--seeds", nargs="+", type=int, metavar="N", help="how many, or which (default: 5)")
+    group.add_argument("--seeds", nargs="+", metavar="N", help="how many (default: 5), or which: 0 3 7, or 5..9")
     group.add_argument("--grid", type=Path, metavar="FILE", help="a TOML file that says any of this, and own arms")
     group.add_argument("--out", type=Path, help="the grid's folder")
     group.add_argument("--preset", help=f"sizes of the agent: {', '.join(PRESETS)}")
@@ -110,8 +110,12 @@ def _flags(rest: list[str], base: RunConfig) -> RunConfig:
     return from_plain(RunConfig, to_plain(cfg))  # flags as strict as files: no NaN
 
 
-def _seeds(given: Sequence[int] | None) -> int | Sequence[int] | None:
-    return given[0] if given and len(given) == 1 else given
+def _seeds(given: Sequence[str] | None) -> int | Sequence[int] | None:
+    if given is None:
+        return None
+    if len(given) == 1 and given[0].isdecimal():
+        return int(given[0])
+    return [seed for text in given for seed in read_seeds(text)]
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -229,6 +229,16 @@ def test_slim_leaves_what_a_report_needs(folder: Path, monkeypatch: pytest.Monke
     assert sorted(p.name for p in cell.iterdir()) == ["config.json", "metrics.jsonl", "summary.json"]
 
 
+@pytest.mark.parametrize(
+    ("words", "seeds"), [("2", [0, 1]), ("7..7", [7]), ("3 1", [3, 1]), ("4..5 9", [4, 5, 9]), ("2,8", [2, 8])]
+)
+def test_seeds_are_counted_or_named(
+    words: str, seeds: list[int], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = finish_all(folder / "g", f"--methods none --arms sham --seeds {words}", monkeypatch)
+    assert sorted(done) == sorted(f"none-sham-{seed}" for seed in seeds)
+
+
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +250,8 @@ def test_slim_leaves_what_a_report_needs(folder: Path, monkeypatch: pytest.Monke
         ("--methods lmp --arms sham --out g", "Unknown method 'lmp'; choose from: none, prediction_error"),
         ("--methods none --arms shamm --out g", "Unknown arm 'shamm'; choose from: off, sham, remote"),
         ("--methods none --arms sham --seeds 0 --out g", "seeds must be at least one"),
+        ("--methods none --arms sham --seeds 1 two --out g", "--seeds takes a range such as 0..15"),
+        ("--methods none --arms sham --seeds 1..3 2 --out g", "each only once"),
         ("--methods none --arms sham --seed 3 --out g", "The seeds of a grid come from --seeds"),
         ("--methods none --arms sham --jobs -1 --out g", "--jobs must be 0 or more, not -1."),
         ("--methods none --arms sham --env-name Nope-v0 --out g", "Nope"),

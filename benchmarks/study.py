@@ -43,16 +43,23 @@ def held(yes: bool) -> str:
 
 ENOUGH = 5_800  # env steps from which on a run that was cut off still says where its policy went, without a reward
 BLIND = "_unpriced"  # of methods with a reward whose runs were made before going blind had a price
+LONG = "_long"  # of methods whose runs have more env steps than the shortest
 
 
 def pooled(grids: Sequence[Grid]) -> Grid:
-    """All runs in one grid; reward-free methods are called free_NAME, and those of before the price NAME_unpriced."""
+    """All runs in one grid; reward-free methods are called free_NAME, those of before the price NAME_unpriced, those of
+    more steps than the shortest NAME_long.
+    """
     cells: dict[tuple[str, str, int], Cell] = {}
     every = [c for grid in grids for c in grid.cells if c.rows and c.rows[-1]["step"] >= ENOUGH]
+    steps = min(c.config["steps"] for c in every)
     for cell in sorted(every, key=lambda c: c.summary is None):  # a finished run counts before one that was cut off
         agent, name = cell.config["agent"], cell.method.removeprefix("free_")
+        long = LONG if cell.config["steps"] > steps else ""
         if agent["extrinsic"] == 0:
-            names = [f"free_{name}"]
+            names = [f"free_{name}{long}"]
+        elif long:
+            names = [name + long]
         elif cell.arm == "sham":  # where nothing is declined, the price is 0
             names = [name, name + BLIND]
         else:
@@ -60,7 +67,9 @@ def pooled(grids: Sequence[Grid]) -> Grid:
         for name in names:
             cells.setdefault((name, cell.arm, cell.seed), replace(cell, method=name))
     methods = list(dict.fromkeys(name for name, _, _ in cells))
-    return replace(grids[0], methods=methods, cells=list(cells.values()))
+    told = [arm for grid in grids for arm in grid.arms.values()]
+    arms = {arm.name: arm for arm in sorted(told, key=lambda arm: arm.sham is not None)}  # not every piece has the sham
+    return replace(grids[0], methods=methods, arms=arms, cells=list(cells.values()))
 
 
 def claims(study: Grid, coverage: dict[str, Estimate]) -> list[str]:
@@ -80,10 +89,10 @@ def claims(study: Grid, coverage: dict[str, Estimate]) -> list[str]:
         found = said(share, percent=True)
         row(f"`{method}` turns away (reward-free)", "last quarter, upper bound at most chance (25 %)", found, share.n,
             share.high is not None and share.high <= chance)  # fmt: skip
-    for method in (*DEAF, "none"):
-        kept = kept_of(study, method)
-        row(f"`{method}` with the task's reward keeps what it earns without the TV", "at least 0.95", said(kept),
-            kept.n, kept.value >= 0.95)  # fmt: skip
+    for method in (*DEAF, "none", *(m for m in study.methods if m.endswith(LONG))):
+        kept, steps = kept_of(study, method), runs(study, method, "remote")[0].config["steps"]
+        row(f"`{method.removesuffix(LONG)}` with the task's reward keeps what it earns without the TV, {steps:,} steps",
+            "at least 0.95", said(kept), kept.n, kept.value >= 0.95)  # fmt: skip
     luck = estimate(share_curves(study, "free_random", "remote")[:, 2:].max(1))  # the highest of some is above chance
     for method in DEAF:
         curves = share_curves(study, f"free_{method}", "remote_k1")[:, 2:]  # since learning began
@@ -162,7 +171,7 @@ def rewarded(study: Grid, methods: Sequence[str], arms: Sequence[str]) -> list[s
         values = [said(e) if (e := study.estimate(method, arm, RETURN)) else "" for arm in arms]
         values.append(", ".join(f"{x:.0f}" for x in study.values(method, "remote", RETURN).values()))
         values += [said(kept_of(study, method)), said(late_share(study, method), percent=True)]
-        lines.append(f"| `{method.removesuffix(BLIND)}` | {' | '.join(values)} |")
+        lines.append(f"| `{method.removesuffix(BLIND).removesuffix(LONG)}` | {' | '.join(values)} |")
     return lines
 
 
@@ -222,9 +231,9 @@ def main() -> None:
         "claims": claims(study, coverage),
         "bank": bank(study, coverage, arms[1:]),
     }
-    for part, after in {"priced": "", "rewarded": BLIND}.items():
+    for part, after in {"priced": "", "long": LONG, "rewarded": BLIND}.items():
         methods = [name + after for name in names if runs(study, name + after, "remote")]
-        if methods:  # who makes the study today has no runs without a price, and leaves the page what it says of them
+        if methods:  # who makes the study today has no runs without a price nor long ones: the page keeps what it says
             parts[part] = rewarded(study, methods, arms)
     page = options.page.read_text(encoding="utf-8")
     for name, lines in parts.items():

@@ -402,7 +402,7 @@ class _Run:
         """Note when the TV was on, and where the envs are."""
         s, tally = self.state, self.state.tally
         if tally.tv_bins is not None and moved.any():
-            now = (s.step - 1) // BIN
+            now = max(0, s.step - 1) // BIN  # envs may have started again before the first step
             tally.tv_bins.extend([0, 0] for _ in range(now + 1 - len(tally.tv_bins)))
             tally.tv_bins[now][0] += int(watched.sum())
             tally.tv_bins[now][1] += int(moved.sum())

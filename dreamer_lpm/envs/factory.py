@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gymnasium as gym
+import numpy as np
 
 from dreamer_lpm.envs.fast_pictures import FastPicture
 from dreamer_lpm.envs.wrappers import ActionRepeat, OneChoice, Picture, UnitActions, ZeroBased, action_spec
@@ -58,6 +59,8 @@ class Suite(Protocol):
         """An env with its own spaces, an ``rgb_array`` picture and its time limit. Raises UserError."""
 
 
+RANDOM_STEPS = 20_000  # of play, to find out a chance level: to about .01 where episodes are short
+
 # Start of an id -> module with a SUITE; the longest start that fits wins. Imported only when asked for.
 SUITES = {
     "": "dreamer_lpm.envs.suites.gymnasium",
@@ -95,18 +98,22 @@ def make_env(cfg: EnvConfig, *, images: ImageSource | None = None) -> gym.Env[An
 def tv_chance(cfg: EnvConfig) -> float | None:
     """Share of TV steps, in [0, 1], of an agent that chooses uniformly at random; None without a TV.
 
-    The trigger "state" is measured in 1,000 random steps, the others have a formula: ``TVSpec.chance_level``, of the
-    actions as the env has them. Raises what ``make_env`` raises.
+    Where it hangs on where chance leads (the trigger "state") or on how long episodes are (a TV that stays on), random
+    play finds it out, the same each time; else there is a formula, ``TVSpec.chance_level``, of the actions as the env
+    has them. Raises what ``make_env`` raises.
     """
     if cfg.tv is None:
         return None
     suite = _suite(cfg.id)
     with closing(suite.make(cfg.id, cfg.time_limit)) as env:
         chance = cfg.tv.chance_level(env.action_space)
-    if not math.isnan(chance):
-        return chance
-    with closing(make_env(dataclasses.replace(cfg, tv=dataclasses.replace(cfg.tv, source="static", pool=None)))) as env:
-        return measure_chance(env)
+        if chance == 0 or (cfg.tv.persistence == "new" and not math.isnan(chance)):
+            return chance
+        env = ActionRepeat(env, cfg.action_repeat or suite.default_action_repeat(cfg.id))
+        blank = np.zeros((cfg.size, cfg.size, 3), np.uint8)  # nobody looks, and drawing would take most of the time
+        unseen = gym.wrappers.TransformObservation(env, lambda _: blank, gym.spaces.Box(0, 255, blank.shape, np.uint8))
+        tv = add_tv(unseen, dataclasses.replace(cfg.tv, source="static", pool=None))
+        return measure_chance(tv, steps=RANDOM_STEPS)
 
 
 def _suite(env_id: str) -> Suite:

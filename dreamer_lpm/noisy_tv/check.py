@@ -79,8 +79,16 @@ def measure_chance(env: gym.Env[Any, Any], *, steps: int = 1000, seed: int = 0) 
     NoisyTVError if there is no TV in ``env``.
     """
     tv = _find(env)
-    moments = _play(tv, _random_actions(tv, steps, seed), seed)
-    return float(np.mean([moment.info["tv_on"] for moment in moments if not moment.is_reset]))
+    shown, over = [], True
+    for t, action in enumerate(_random_actions(tv, steps, seed)):
+        if over:
+            tv.reset(seed=seed + t)
+            over = False
+        else:
+            _, _, terminated, truncated, info = tv.step(action)
+            shown.append(info["tv_on"])
+            over = terminated or truncated
+    return float(np.mean(shown))
 
 
 def _find(env: Any) -> NoisyTV:

@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dreamer_lpm.report.measures import WINDOW
 from dreamer_lpm.report.metrics import METRICS_FILE, Row, read_metrics
-from dreamer_lpm.report.statistics import Estimate, estimate, probability_of_improvement, share_kept
+from dreamer_lpm.report.statistics import Estimate, estimate, probability_of_improvement, proportion, share_kept
 from dreamer_lpm.report.strict_json import dumps, write_atomically
 from dreamer_lpm.report.summary import SUMMARY_FILE
 from dreamer_lpm.types import UserError
@@ -46,6 +47,7 @@ class Measure:
 RETURN = Measure("eval_return_mean", "Return", better="higher")
 SHARE = Measure("tv_share", "TV share, whole run", percent=True, better="lower", of_tv=True)
 LATE_SHARE = Measure("tv_share_last_quarter", "TV share, last quarter", percent=True, better="lower", of_tv=True)
+ESCAPED = Measure("escaped", "Escaped the TV", percent=True, better="higher", of_tv=True)  # 0 or 1
 COVERAGE = Measure("coverage", "Coverage", percent=True, better="higher")
 MEASURES = (
     RETURN,
@@ -54,7 +56,7 @@ MEASURES = (
     SHARE,
     Measure("tv_over_chance", "TV share / chance", of_tv=True, better="lower"),
     COVERAGE,
-    Measure("escaped", "Escaped the TV", percent=True, better="higher", of_tv=True),
+    ESCAPED,
     Measure("escape_step", "Env steps until escape", better="lower", of_tv=True),
     Measure("dream_tv_share", "TV share in dreams", percent=True, of_tv=True),
     Measure("recon_tv_share", "Reconstruction spent on the TV", percent=True, of_tv=True),
@@ -110,7 +112,7 @@ class Cell:
     def value(self, measure: Measure) -> float | None:
         """The run's figure; None if it has none."""
         summary = self.summary
-        if summary is None or (measure.of_tv and not self.chance):
+        if summary is None or (measure.of_tv and self.chance is None):
             return None
         known: Mapping[str, Any] = {**summary, **self._derived(summary)}
         found = known.get(measure.key)
@@ -120,16 +122,17 @@ class Cell:
 
     @property
     def chance(self) -> float | None:
-        """TV share of a random policy; None without a TV."""
+        """TV share of a random policy, which may be 0; None without a TV that shows something."""
+        shows = self.config.get("noisy_tv") and (self.config.get("tv") or {}).get("control") is None
         found = (self.summary or {}).get("tv_chance")
-        return float(found) if found else None
+        return float(found) if shows and found is not None else None
 
     def _derived(self, summary: Mapping[str, Any]) -> dict[str, float]:
         derived = {}
         share = summary.get(LATE_SHARE.key, summary.get(SHARE.key))
         if share is not None and self.chance:
             derived["tv_over_chance"] = share / self.chance
-        if "escape_step" in summary and "env_steps" in summary:
+        if "escape_step" in summary and summary.get("env_steps", 0) >= WINDOW:  # shorter, there was nothing to judge by
             escaped = summary["escape_step"] is not None
             derived["escaped"] = float(escaped)
             derived["escape_step"] = summary["escape_step"] if escaped else summary["env_steps"]  # at least that long
@@ -166,13 +169,13 @@ class Grid:
         return {seed: value for seed, value in found if value is not None}
 
     def estimate(self, method: str, arm: str, measure: Measure) -> Estimate | None:
-        """IQM and interval; None where no seed has the figure."""
+        """IQM (of what is 0 or 1, the mean) and interval; None where no seed has the figure."""
         values = list(self.values(method, arm, measure).values())
-        return estimate(values) if values else None
+        return (proportion(values) if measure is ESCAPED else estimate(values)) if values else None
 
     def chance(self, arm: str) -> float | None:
         """TV share of a random policy in the arm; None without a TV."""
-        return next((c.chance for c in self.finished if c.arm == arm and c.chance), None)
+        return next((c.chance for c in self.finished if c.arm == arm and c.chance is not None), None)
 
     def measures(self) -> list[Measure]:
         """Those that some finished cell has."""

@@ -101,7 +101,7 @@ class _GridPage:
         self.grid = grid
         self.methods = [m for m in grid.methods if any(c.method == m for c in grid.finished)]
         self.arms = [arm for arm in grid.arms.values() if any(c.arm == arm.name for c in grid.finished)]
-        self.tv_arms = [arm for arm in self.arms if grid.chance(arm.name)]
+        self.tv_arms = [arm for arm in self.arms if grid.chance(arm.name) is not None]
         self.films = _Films(page_folder, [])
         # "none" is what all others are measured against: grey. The others keep their colours wherever they appear.
         coloured = [m for m in self.methods if m != "none"]
@@ -480,7 +480,7 @@ def _tiles(cell: Cell) -> str:
         RETURN, *_of("eval_return_tv_off"), LATE_SHARE, SHARE, COVERAGE, *_of("dream_tv_share", "recon_tv_share"),
     )  # fmt: skip
     shown = [(m.name, number(v, m.percent)) for m in measures if (v := cell.value(m)) is not None]
-    if cell.chance:
+    if cell.chance is not None:
         shown.append(("chance level of the TV share", number(cell.chance, percent=True)))
     tiles = "".join(f'<div class="tile"><b>{value}</b><span>{escape(name)}</span></div>' for name, value in shown)
     return f'<div class="tiles">{tiles}</div>' if tiles else ""

@@ -68,6 +68,11 @@ def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     return _estimate(tuple(map(float, values)))
 
 
+def proportion(seeds: Sequence[float] | np.ndarray) -> Estimate:
+    """Mean of one cell's seeds, of which each is 0 or 1, with its bootstrap interval. An IQM of those would round."""
+    return figure([np.asarray(seeds, float)], lambda drawn: drawn[0].mean(axis=1))
+
+
 @lru_cache(maxsize=4096)  # a report asks for the same figure in many places
 def _estimate(values: tuple[float, ...]) -> Estimate:
     return of_strata([np.array(values)])

@@ -45,6 +45,23 @@ def test_workers_change_no_bit_of_a_run_nor_of_one_that_is_resumed(
     assert report.summary["env_restarts"] == 0
 
 
+def test_a_worker_that_is_killed_before_the_first_step_is_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    due, done = train_module._Run._update_is_due, []
+
+    def killing(self: Any) -> bool:
+        if not done:
+            done.append(self.state.step)
+            os.kill(self.state.envs._workers[0]._process.pid, signal.SIGKILL)
+        return due(self)
+
+    monkeypatch.setattr(train_module._Run, "_update_is_due", killing)
+    report = train(replace(RUN, env_workers=1), tmp_path)
+    assert done == [0]
+    assert (report.summary["env_steps"], report.summary["env_restarts"]) == (120, 1)
+
+
 def test_a_worker_that_is_killed_is_told_and_counted_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

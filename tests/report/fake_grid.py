@@ -31,7 +31,8 @@ def write_run(
         rows.append(row)
     rows.append({"step": STEPS, "kind": "train", "loss/recon": 3.0, "bonus/tv_on": None})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = {"prefill": PREFILL, "steps": STEPS, "seed": seed, "env_name": "Pendulum-v1"}
+    tv = {"noisy_tv": True, "tv": {"control": "sham" if share is None else None}}
+    config = {"prefill": PREFILL, "steps": STEPS, "seed": seed, "env_name": "Pendulum-v1", **tv}
     (folder / "config.json").write_text(json.dumps({"config": config}))
     if not summary:
         return

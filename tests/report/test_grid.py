@@ -105,6 +105,30 @@ def test_never_escaped_counts_as_the_whole_run(folder: Path) -> None:
     assert set(grid.values("prediction_error", "remote", measures["escape_step"]).values()) == {6000}
     assert grid.values("none", "remote", measures["escaped"]) == {0: 1, 1: 0, 2: 1, 3: 0, 4: 1}
     assert grid.values("none", "sham", measures["escaped"]) == {}
+    found = grid.estimate("none", "remote", measures["escaped"])
+    assert found is not None
+    assert found.value == pytest.approx(0.6), "a share of seeds, not the mean of the middle ones"
+
+
+def test_a_run_too_short_to_judge_says_nothing_of_escape(folder: Path) -> None:
+    for path in folder.glob("cells/*/summary.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "env_steps": 400, "escape_step": None}))
+    grid = read_grid(folder)
+    keys = {m.key for m in grid.measures()}
+    assert "tv_share" in keys
+    assert not {"escaped", "escape_step"} & keys
+
+
+def test_a_tv_that_chance_never_finds_is_a_tv(folder: Path) -> None:
+    """Whoever watches it then does so of its own; a share over a chance of nothing is no figure."""
+    for path in folder.glob("cells/*/summary.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "tv_chance": 0.0}))
+    grid = read_grid(folder)
+    assert (grid.chance("remote"), grid.chance("sham")) == (0.0, None)
+    found = verdict(grid, "lpm", "remote")
+    assert found is not None
+    assert found.word == "captured"
+    assert "tv_over_chance" not in {m.key for m in grid.measures()}
 
 
 def test_csv_has_a_row_a_seed(folder: Path) -> None:

@@ -27,6 +27,11 @@ import matplotlib.pyplot as plt
 
 BIN = 500  # env steps
 DEAF = ("lpm", "lpm_dual")
+NEEDED = (
+    *((f"free_{name}", "remote") for name in ("random", "none", "prediction_error", *DEAF)),
+    *((f"free_{name}", "remote_k1") for name in DEAF),
+    *((name, arm) for name in ("none", *DEAF) for arm in ("sham", "remote")),
+)  # method and arm
 
 
 def said(e: Estimate, *, percent: bool = False) -> str:
@@ -224,6 +229,9 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("docs/images/study_tv_share.png"))
     options = parser.parse_args()
     study = pooled([read_grid(folder) for folder in options.grids])
+    missing = [f"{method} in {arm}" for method, arm in NEEDED if not runs(study, method, arm)]
+    if missing:
+        parser.error(f"the claims need all pieces of the study; these folders hold no runs of {', '.join(missing)}")
     free = [m.removeprefix("free_") for m in study.methods if m.startswith("free_") and runs(study, m, "remote")]
     coverage = {name: estimate(covered(study, f"free_{name}")) for name in free}
     names, arms = ("none", "prediction_error", *DEAF), ("sham", "remote", "remote_k1")

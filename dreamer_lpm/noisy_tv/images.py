@@ -195,8 +195,9 @@ def _shrink(picture: Picture) -> Picture:
 def _read_picture(path: Path) -> Picture:
     imageio = require("imageio.v3", "imageio")
     try:
-        # By name: imageio would go on to ask every decoder it has, the last of them for a film.
-        picture = imageio.imread(path, plugin="pillow", mode="RGB")
+        # By name: imageio would go on to ask every decoder it has, the last of them for a film. The first, lest an
+        # animation comes as a stack of pictures.
+        picture = imageio.imread(path, plugin="pillow", mode="RGB", index=0)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise NoisyTVError(f"{path} is not a picture that can be read ({reason}): mend it or take it away") from error

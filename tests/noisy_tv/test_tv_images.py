@@ -106,6 +106,14 @@ def test_a_folder_of_pictures_of_all_sizes_and_kinds(tmp_path):
     assert colours == {(255, 0, 0), (77, 77, 77), (0, 0, 0)}
 
 
+@pytest.mark.parametrize("kind", [".png", ".gif"])
+def test_an_animation_shows_its_first_picture(tmp_path, kind):
+    film = np.full((3, 8, 8, 3), 255, np.uint8) * np.eye(3, dtype=np.uint8)[:, None, None, :]  # red, green, blue
+    (tmp_path / "film.png").write_bytes(imageio.imwrite("<bytes>", film, plugin="pillow", extension=kind))
+    (picture,) = load_images(f"folder:{tmp_path}")[0].pictures
+    np.testing.assert_array_equal(picture, film[0])
+
+
 def test_fine_detail_of_a_large_picture_is_averaged_and_not_turned_into_static(tmp_path):
     checkers = np.uint8(255) * (np.indices((256, 256)).sum(axis=0) % 2).astype(np.uint8)
     imageio.imwrite(tmp_path / "checkers.png", checkers)

@@ -154,8 +154,13 @@ class NoisyTVWrapperContinuous(NoisyTV):
         when: Condition | None = None,
     ) -> None:
         space = env.action_space
-        if not isinstance(space, gym.spaces.Box) or not np.issubdtype(space.dtype, np.floating):
-            raise NoisyTVError(f"NoisyTVWrapperContinuous needs float Box actions, not {space}: use add_tv")
+        if not isinstance(space, gym.spaces.Box):
+            raise NoisyTVError(f"NoisyTVWrapperContinuous needs Box actions, not {space}: use add_tv")
+        if not np.issubdtype(space.dtype, np.floating):
+            raise NoisyTVError(
+                f"the TV reads Box actions of floats, not {space}: turn them into floats with "
+                "gymnasium.wrappers.TransformAction"
+            )
         super().__init__(env, spec, images, when)
         self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
         self._remote = self.tv.trigger == "remote" and self.tv.control != "off"

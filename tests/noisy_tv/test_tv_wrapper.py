@@ -424,7 +424,7 @@ def test_an_env_without_pictures_is_told_how_to_get_them(shape, dtype):
         (gym.spaces.MultiBinary(2), {}, "flatten the actions"),
         (gym.spaces.Box(-np.inf, np.inf, (2,)), {}, 'use the trigger "remote"'),
         (gym.spaces.Box(np.float32([0, 1]), np.float32([1, 1])), {}, "low < high"),
-        (gym.spaces.Box(0, 9, (2,), np.int64), {}, "needs float Box actions"),
+        (gym.spaces.Box(0, 9, (2,), np.int64), {}, r"turn them into floats with gymnasium\.wrappers\.TransformAction"),
         (gym.spaces.Box(-1, 1, (2, 2)), {"trigger": "remote"}, "flatten the actions"),
         (PUSHES, {"tv_action": 8}, "TV tv_action 8 is no action of this env: use one of 5 to 7"),
         (PUSHES, {"trigger": "remote"}, "TV noop 0 is no action of this env: use one of 5 to 7"),

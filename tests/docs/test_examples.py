@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.docs.conftest import ROOT
+from dreamer_lpm.config import RunConfig
+from dreamer_lpm.evaluate import Player
+from dreamer_lpm.noisy_tv import TVSpec
+from dreamer_lpm.types import ActionSpec
+from tests.docs.conftest import ROOT, small_agent
 from tests.docs.documents import blocks, read
 
 SOURCES = [
@@ -47,6 +51,15 @@ def test_play_prints_a_possible_return(agent_file: Path, capsys: pytest.CaptureF
     score = play(str(agent_file))
     assert -200 * (np.pi**2 + 0.1 * 8**2 + 0.001 * 2**2) <= score < 0  # 200 steps of Pendulum's worst, and its best
     assert score == play(str(agent_file))
+
+
+def test_play_has_every_action_that_the_agent_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a remote on CartPole there are three; the third is the button's."""
+    play = runpy.run_path(str(ROOT / "examples" / "play.py"))["play"]
+    run = RunConfig(env_name="CartPole-v1", noisy_tv=True, tv=TVSpec(trigger="remote"), time_limit=5)
+    path = small_agent(tmp_path / "button.pth", run, ActionSpec("discrete", 3))
+    monkeypatch.setattr(Player, "act", lambda self, obs: 2)
+    assert play(str(path)) == 5
 
 
 @pytest.mark.slow

@@ -232,7 +232,8 @@ class Behavior(nn.Module):
             advantage = (returns - value[:-1]) / self.range.scale
             weight = torch.cat([alive.to(cont.dtype).unsqueeze(0), cont[:-1]]).cumprod(0)
         least, most = self.actor.entropy_range()
-        self.randomness = (entropy.detach().mean() - least) / (most - least)
+        # A single choice, or a single standard deviation, has no range to be in.
+        self.randomness = (entropy.detach().mean() - least) / ((most - least) or 1.0)
         return {
             "actor": -weight * (log_prob * advantage + self.cfg.entropy * entropy),
             "critic": weight * critic.distance(logits, returns, critic.steady(acted) if steady is None else steady),

@@ -11,12 +11,15 @@ from typing import Annotated, Any, Literal, cast
 import tyro
 
 from dreamer_lpm.agent import AgentConfig
+from dreamer_lpm.behavior import BehaviorConfig
 from dreamer_lpm.envs import EnvConfig
 from dreamer_lpm.fusing import cannot_fuse
 from dreamer_lpm.machine import Precision, pick_device, pick_precision, pick_threads
 from dreamer_lpm.noisy_tv import TVSpec
 from dreamer_lpm.types import UserError
+from dreamer_lpm.world import RSSMConfig
 
+MOST_CLASSES = 256  # the replay keeps the class of a latent in a byte
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
@@ -113,9 +116,11 @@ class RunConfig:
             least = 1 if isinstance(value, int) else 0
             if value < least:
                 raise UserError(f"{name} must be {least} or more, not {value}.")
-        rssm = self.agent.world.rssm
-        if rssm.deter % rssm.blocks:
-            raise UserError(f"world.rssm.deter {rssm.deter} must divide into {rssm.blocks} blocks; change either.")
+        _check_rssm(self.agent.world.rssm)
+        _check_stages(self.agent.world.stages)
+        _check_behavior(self.agent.behavior)
+        if self.seq_length < 2:  # curiosity learns from what lies between two steps
+            raise UserError(f"seq_length must be 2 or more, not {self.seq_length}.")
         held = self.replay_capacity // self.num_envs
         if held <= self.seq_length:
             raise UserError(
@@ -149,6 +154,42 @@ def _numbers(cfg: Any, where: str = "") -> Iterator[tuple[str, float]]:
             yield from _numbers(value, f"{name}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield name, value
+
+
+def _check_rssm(cfg: RSSMConfig) -> None:
+    """Raises UserError at sizes and shares that make no recurrent model."""
+    if cfg.deter % cfg.blocks:
+        raise UserError(f"world.rssm.deter {cfg.deter} must divide into {cfg.blocks} blocks; change either.")
+    if cfg.classes > MOST_CLASSES:
+        raise UserError(f"world.rssm.classes must be {MOST_CLASSES} or less, not {cfg.classes}.")
+    if cfg.unimix >= 1:
+        raise UserError(f"world.rssm.unimix must be below 1, not {cfg.unimix}.")
+
+
+def _check_stages(stages: tuple[tuple[int, int, int], ...]) -> None:
+    """Raises UserError at a stage that does not shrink its picture by its stride to the pixel."""
+    if not stages:
+        raise UserError("world.stages must name one stage or more, each as kernel, stride and channels.")
+    side = EnvConfig.size
+    for number, (kernel, stride, channels) in enumerate(stages, start=1):
+        stage = f"stage {number} of world.stages ({kernel} {stride} {channels})"
+        if min(kernel, stride, channels) < 1:
+            raise UserError(f"The kernel, stride and channels of {stage} must be 1 or more.")
+        if kernel < stride or (kernel - stride) % 2:
+            raise UserError(f"The kernel of {stage} must be its stride or larger by an even number.")
+        if side % stride:
+            raise UserError(f"The stride of {stage} must divide the {side} pixels a side that reach it.")
+        side //= stride
+
+
+def _check_behavior(cfg: BehaviorConfig) -> None:
+    """Raises UserError at numbers that make no policy."""
+    if not 0 < cfg.min_std <= cfg.max_std:
+        raise UserError(
+            f"behavior.min_std must be above 0 and at most behavior.max_std, {cfg.max_std}, not {cfg.min_std}."
+        )
+    if cfg.unimix >= 1:
+        raise UserError(f"behavior.unimix must be below 1, not {cfg.unimix}.")
 
 
 def settled(cfg: RunConfig) -> RunConfig:

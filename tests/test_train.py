@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ import torch
 import dreamer_lpm
 import dreamer_lpm.train as train_module
 from dreamer_lpm import checkpoint
+from dreamer_lpm.agent import AgentConfig
 from dreamer_lpm.behavior import BehaviorConfig
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.envs import Envs, coverage
@@ -555,6 +557,18 @@ def test_updates_wait_for_the_prefill_and_keep_pace(tmp_path: Path, monkeypatch:
 # --- settings of a run ------------------------------------------------------------------------------------------------
 
 
+def rssm(**changes: Any) -> AgentConfig:
+    return replace(TINY.agent, world=replace(TINY.agent.world, rssm=replace(TINY.agent.world.rssm, **changes)))
+
+
+def policy(**changes: Any) -> AgentConfig:
+    return replace(TINY.agent, behavior=replace(TINY.agent.behavior, **changes))
+
+
+def stages(*each: tuple[int, int, int]) -> AgentConfig:
+    return replace(TINY.agent, world=replace(TINY.agent.world, stages=each))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -569,11 +583,52 @@ def test_updates_wait_for_the_prefill_and_keep_pace(tmp_path: Path, monkeypatch:
             {"agent": replace(TINY.agent, behavior=BehaviorConfig(horizon=0))},
             "behavior.horizon must be 1",
         ),
+        ({"seq_length": 1}, "seq_length must be 2 or more, not 1"),
+        ({"agent": rssm(classes=257)}, "world.rssm.classes must be 256 or less, not 257"),
+        ({"agent": rssm(unimix=1.0)}, "world.rssm.unimix must be below 1, not 1.0"),
+        ({"agent": policy(unimix=1.0)}, "behavior.unimix must be below 1, not 1.0"),
+        (
+            {"agent": policy(min_std=0.0)},
+            "behavior.min_std must be above 0 and at most behavior.max_std, 1.0, not 0.0",
+        ),
+        (
+            {"agent": policy(max_std=0.05)},
+            "behavior.min_std must be above 0 and at most behavior.max_std, 0.05, not 0.1",
+        ),
+        ({"agent": stages()}, "world.stages must name one stage or more"),
+        ({"agent": stages((8, 0, 1))}, "stage 1 of world.stages (8 0 1) must be 1 or more"),
+        (
+            {"agent": stages((8, 4, 1), (3, 2, 2))},
+            "The kernel of stage 2 of world.stages (3 2 2) must be its stride or larger by an even number",
+        ),
+        ({"agent": stages((2, 4, 1))}, "The kernel of stage 1 of world.stages (2 4 1) must be its stride"),
+        (
+            {"agent": stages((8, 4, 1), (5, 3, 1))},
+            "The stride of stage 2 of world.stages (5 3 1) must divide the 16 pixels a side that reach it",
+        ),
     ],
 )
 def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         replace(TINY, **changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seq_length": 2},
+        {"agent": rssm(classes=256, unimix=0.99)},
+        {"agent": policy(unimix=0.99)},
+        {"agent": policy(min_std=1.0), "env_name": "Pendulum-v1", "fast_render": True},
+        {"agent": stages((4, 4, 1), (4, 2, 2), (3, 1, 1))},
+    ],
+)
+def test_what_is_just_possible_learns(changes: dict[str, Any], tmp_path: Path) -> None:
+    train(replace(TINY, steps=60, **changes), tmp_path)
+    share = [row["health/entropy"] for row in metrics(tmp_path) if "health/entropy" in row]
+    assert share
+    assert all(-0.001 <= x <= 1.001 for x in share)
 
 
 def test_a_replay_that_no_memory_holds(tmp_path: Path) -> None:

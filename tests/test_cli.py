@@ -207,6 +207,7 @@ MISTAKES = [
         "There is no environment called Pendulumm-v1; did you mean",
     ),
     ("--config tiny.toml --curiosity lmp", "Unknown curiosity 'lmp'; choose one of: none, prediction_error, icm"),
+    ("--config tiny.toml --curiosity disagreement --bonus.members 1", "needs bonus.members of 2 or more, not 1"),
     ("--config tiny.toml --noisy-tv --tv-images tele", "unknown TV source 'tele': use one of auto, cifar10, photos"),
     ("--config tiny.toml --noisy-tv --tv-images folder:none", "there is no folder none"),
     ("--config tiny.toml --time-limit 0", "time limit must be at least 1"),

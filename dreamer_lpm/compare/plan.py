@@ -115,7 +115,7 @@ class Plan:
         for key in self.cells():
             cfg = self.config(key)
             try:
-                parse_curiosity(cfg.agent.curiosity)
+                parse_curiosity(cfg.agent.curiosity, cfg.agent.bonus)
             except UserError as error:
                 raise UserError(f"Method '{key.method}': {error}") from error
             quiet = cfg.env(tv_on=False)  # needs no pictures

@@ -72,10 +72,9 @@ REGISTRY: dict[str, Builder] = {
 def build_curiosity(name: str, cfg: CuriosityConfig, dims: Dims) -> IntrinsicReward:
     """The bonus of that name, ready for dreams, or a weighted sum such as ``lpm_dual+0.5*disagreement``.
 
-    Raises UserError when a name is not registered, the sum cannot be read, or nothing in it has an error to measure in
-    ``cfg.error_space``.
+    Raises UserError when :func:`parse_curiosity` does, or nothing in it has an error to measure in ``cfg.error_space``.
     """
-    weights = parse_curiosity(name)
+    weights = parse_curiosity(name, cfg)
     parts = {term: (weight, _ready(term, cfg, dims)) for term, weight in weights.items()}
     bonus = parts[name][1] if name in parts else Sum(parts)
     # No bonus at all is the baseline in every space.
@@ -89,8 +88,11 @@ def _ready(name: str, cfg: CuriosityConfig, dims: Dims) -> IntrinsicReward:
     return Distilled(bonus, dims, cfg.hidden) if bonus.needs_target else bonus
 
 
-def parse_curiosity(text: str) -> dict[str, float]:
-    """Names and weights of ``lpm_dual+0.5*disagreement``. Raises UserError when it cannot be read as such."""
+def parse_curiosity(text: str, cfg: CuriosityConfig) -> dict[str, float]:
+    """Names and weights of ``lpm_dual+0.5*disagreement``.
+
+    Raises UserError when it cannot be read as such, a name is not registered, or ``cfg`` has too few members for it.
+    """
     weights: dict[str, float] = {}
     for term in text.split("+"):
         weight, star, name = (part.strip() for part in term.rpartition("*"))
@@ -99,6 +101,8 @@ def parse_curiosity(text: str) -> dict[str, float]:
         if name in weights:
             raise UserError(f"Curiosity '{text}' names '{name}' twice; add up its weights.")
         weights[name] = _weight(weight, text) if star else 1.0
+    if "disagreement" in weights and cfg.members < 2:  # one alone has no variance
+        raise UserError(f"disagreement needs bonus.members of 2 or more, not {cfg.members}.")
     return weights
 
 

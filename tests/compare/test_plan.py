@@ -133,6 +133,10 @@ FILE_MISTAKES = {
     "table": ("methods = 3\narms = ['off']", "'methods' must be a table of settings"),
     "unknown": ("methods = ['lmp']\narms = ['off']", "Unknown method 'lmp'; choose from: none, prediction_error"),
     "curiosity": ("arms = ['off']\n[methods.mine]\ncuriosity = 'x'", "Method 'mine': Unknown curiosity 'x'"),
+    "members": (
+        "arms = ['off']\n[methods.mine]\ncuriosity = 'disagreement'\nbonus.members = 1",
+        "Method 'mine': disagreement needs bonus.members of 2 or more, not 1",
+    ),
     "seeds": ("methods = ['none']\narms = ['off']\nseeds = 'x'", "seeds must be whole numbers"),
     "same": ("methods = ['none']\narms = ['off']\nseeds = [1, 1]", "each only once"),
     "zero": ("methods = ['none']\narms = ['off']\nseeds = 0", "at least one"),

@@ -294,3 +294,11 @@ def test_a_sum_that_cannot_be_read_is_answered_in_one_sentence(text: str, fix: s
     with pytest.raises(UserError, match=fix) as caught:
         build_curiosity(text, CuriosityConfig(), DIMS)
     assert "\n" not in str(caught.value)
+
+
+def test_one_member_alone_cannot_disagree() -> None:
+    alone = CuriosityConfig(hidden=16, members=1)
+    for text in ("disagreement", "lpm+0.3*disagreement"):
+        with pytest.raises(UserError, match=r"disagreement needs bonus\.members of 2 or more, not 1"):
+            build_curiosity(text, alone, DIMS)
+    assert build_curiosity("lpm_optimistic", alone, DIMS).reward(transition(0)).isfinite().all()

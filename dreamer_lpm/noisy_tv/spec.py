@@ -18,6 +18,7 @@ Control = Literal["off", "sham"]
 
 SOURCES = ("auto", "cifar10", "photos", "static", "digits")
 FOLDER = "folder:"
+LARGEST_POOL = 50_000  # pictures, as many as CIFAR-10 has to train on; at 64x64 they take 0.6 GB
 REMOTE_FIRES_ABOVE = 0.5  # on the extra dimension in [-1, 1]: a quarter of uniformly random presses
 
 
@@ -51,8 +52,8 @@ class TVSpec:
     """new: a new picture on each step that triggers, and the env's own frame on all others. sticky: a picture stays
     until the next trigger puts another in its place, or the episode ends."""
     pool: int | None = None
-    """Number of distinct pictures, the same ones in every env, episode and run (default: all). One picture can be
-    learned, infinitely many are noise."""
+    """Number of distinct pictures, at most 50,000, the same ones in every env, episode and run (default: all). One
+    picture can be learned, infinitely many are noise."""
     control: Control | None = None
     """off: no TV and no button. sham: the button is there and nothing happens. Default: the TV is real."""
 
@@ -71,6 +72,11 @@ class TVSpec:
             raise NoisyTVError(f"TV probability {self.probability} is no chance: use a number in [0, 1]")
         if self.pool is not None and self.pool < 1:
             raise NoisyTVError(f"a TV pool of {self.pool} pictures shows nothing: use 1 or more, or None for no limit")
+        if self.pool is not None and self.pool > LARGEST_POOL:
+            raise NoisyTVError(
+                f"a TV pool of {self.pool:,} pictures would fill the memory: use {LARGEST_POOL:,} or fewer, or None for"
+                " no limit"
+            )
         self._check_condition()
 
     def _check_condition(self) -> None:

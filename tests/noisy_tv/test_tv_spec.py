@@ -37,6 +37,7 @@ def test_examples_in_the_docstrings_run(module):
         ({"threshold": float("nan")}, r"use a fraction in \[0, 1\)"),
         ({"probability": 1.5}, r"use a number in \[0, 1\]"),
         ({"pool": 0}, "use 1 or more, or None"),
+        ({"pool": 50_001}, "use 50,000 or fewer, or None"),
     ],
 )
 def test_a_wrong_field_names_the_fix(wrong, fix):

@@ -48,36 +48,40 @@ def held(yes: bool) -> str:
 
 ENOUGH = 5_800  # env steps from which on a run that was cut off still says where its policy went, without a reward
 BLIND = "_unpriced"  # of methods with a reward whose runs were made before going blind had a price
-LONG = "_long"  # of methods whose runs have more env steps than the shortest
 
 
-def pooled(grids: Sequence[Grid]) -> Grid:
-    """All runs in one grid; reward-free methods are called free_NAME, those of before the price NAME_unpriced, those of
-    more steps than the shortest NAME_long.
+def pooled(grids: Sequence[Grid]) -> list[Grid]:
+    """All runs, one grid for each number of env steps that they were made for, the shortest first.
+
+    Reward-free methods are called free_NAME, those of before the price NAME_unpriced.
     """
-    cells: dict[tuple[str, str, int], Cell] = {}
     every = [c for grid in grids for c in grid.cells if c.rows and c.rows[-1]["step"] >= ENOUGH]
-    steps = min(c.config["steps"] for c in every)
+    told = [arm for grid in grids for arm in grid.arms.values()]
+    arms = {arm.name: arm for arm in sorted(told, key=lambda arm: arm.sham is not None)}  # not every piece has the sham
+    lengths = sorted({c.config["steps"] for c in every})
+    found = (_named([c for c in every if c.config["steps"] == steps]) for steps in lengths)
+    return [
+        replace(grids[0], methods=list(dict.fromkeys(c.method for c in cells)), arms=arms, cells=cells)
+        for cells in found
+    ]
+
+
+def _named(every: Sequence[Cell]) -> list[Cell]:
+    cells: dict[tuple[str, str, int], Cell] = {}
     for cell in sorted(every, key=lambda c: c.summary is None):  # a finished run counts before one that was cut off
         agent, name = cell.config["agent"], cell.method.removeprefix("free_")
-        long = LONG if cell.config["steps"] > steps else ""
         if agent["extrinsic"] == 0:
-            names = [f"free_{name}{long}"]
-        elif long:
-            names = [name + long]
+            names = [f"free_{name}"]
         elif cell.arm == "sham":  # where nothing is declined, the price is 0
             names = [name, name + BLIND]
         else:
             names = [name if agent.get("sight") else name + BLIND]
         for name in names:
             cells.setdefault((name, cell.arm, cell.seed), replace(cell, method=name))
-    methods = list(dict.fromkeys(name for name, _, _ in cells))
-    told = [arm for grid in grids for arm in grid.arms.values()]
-    arms = {arm.name: arm for arm in sorted(told, key=lambda arm: arm.sham is not None)}  # not every piece has the sham
-    return replace(grids[0], methods=methods, arms=arms, cells=list(cells.values()))
+    return list(cells.values())
 
 
-def claims(study: Grid, coverage: dict[str, Estimate]) -> list[str]:
+def claims(study: Grid, longer: Sequence[Grid], coverage: dict[str, Estimate]) -> list[str]:
     """The claims that the study was made for, each with what was found."""
     chance = study.chance("remote") or 0.0
     rows = ["| claim | reach | found | seeds | |", "|---|---|---|---|---|"]
@@ -94,10 +98,11 @@ def claims(study: Grid, coverage: dict[str, Estimate]) -> list[str]:
         found = said(share, percent=True)
         row(f"`{method}` turns away (reward-free)", "last quarter, upper bound at most chance (25 %)", found, share.n,
             share.high is not None and share.high <= chance)  # fmt: skip
-    for method in (*DEAF, "none", *(m for m in study.methods if m.endswith(LONG))):
-        kept, steps = kept_of(study, method), runs(study, method, "remote")[0].config["steps"]
-        row(f"`{method.removesuffix(LONG)}` with the task's reward keeps what it earns without the TV, {steps:,} steps",
-            "at least 0.95", said(kept), kept.n, kept.value >= 0.95)  # fmt: skip
+    for grid in (study, *longer):
+        for method in (m for m in (*DEAF, "none") if runs(grid, m, "remote")):
+            kept, steps = kept_of(grid, method), grid.cells[0].config["steps"]
+            row(f"`{method}` with the task's reward keeps what it earns without the TV, {steps:,} steps",
+                "at least 0.95", said(kept), kept.n, kept.value >= 0.95)  # fmt: skip
     luck = estimate(share_curves(study, "free_random", "remote")[:, 2:].max(1))  # the highest of some is above chance
     for method in DEAF:
         curves = share_curves(study, f"free_{method}", "remote_k1")[:, 2:]  # since learning began
@@ -176,7 +181,7 @@ def rewarded(study: Grid, methods: Sequence[str], arms: Sequence[str]) -> list[s
         values = [said(e) if (e := study.estimate(method, arm, RETURN)) else "" for arm in arms]
         values.append(", ".join(f"{x:.0f}" for x in study.values(method, "remote", RETURN).values()))
         values += [said(kept_of(study, method)), said(late_share(study, method), percent=True)]
-        lines.append(f"| `{method.removesuffix(BLIND).removesuffix(LONG)}` | {' | '.join(values)} |")
+        lines.append(f"| `{method.removesuffix(BLIND)}` | {' | '.join(values)} |")
     return lines
 
 
@@ -228,7 +233,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=Path("docs/study.md"), help="whose tables are written anew")
     parser.add_argument("--picture", type=Path, default=Path("docs/images/study_tv_share.png"))
     options = parser.parse_args()
-    study = pooled([read_grid(folder) for folder in options.grids])
+    study, *longer = pooled([read_grid(folder) for folder in options.grids])
     missing = [f"{method} in {arm}" for method, arm in NEEDED if not runs(study, method, arm)]
     if missing:
         parser.error(f"the claims need all pieces of the study; these folders hold no runs of {', '.join(missing)}")
@@ -236,13 +241,14 @@ def main() -> None:
     coverage = {name: estimate(covered(study, f"free_{name}")) for name in free}
     names, arms = ("none", "prediction_error", *DEAF), ("sham", "remote", "remote_k1")
     parts = {
-        "claims": claims(study, coverage),
+        "claims": claims(study, longer, coverage),
         "bank": bank(study, coverage, arms[1:]),
     }
-    for part, after in {"priced": "", "long": LONG, "rewarded": BLIND}.items():
-        methods = [name + after for name in names if runs(study, name + after, "remote")]
+    tables = [("priced", study, ""), ("rewarded", study, BLIND), *(("longer", grid, "") for grid in longer)]
+    for part, grid, after in tables:
+        methods = [name + after for name in names if runs(grid, name + after, "remote")]
         if methods:  # who makes the study today has no runs without a price nor long ones: the page keeps what it says
-            parts[part] = rewarded(study, methods, arms)
+            parts[part] = rewarded(grid, methods, arms)
     page = options.page.read_text(encoding="utf-8")
     for name, lines in parts.items():
         before, rest = page.split(f"<!-- {name}:begin -->\n")

@@ -6,9 +6,9 @@ replayed from then on; several agents' graphs, each on its agent's stream, run s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -113,3 +113,13 @@ def compact(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: compact(value) for key, value in data.items()}
     return type(data)(compact(value) for value in data) if type(data) in (list, tuple) else data
+
+
+def save_tensors(tensors: Mapping[str, Any], file: IO[bytes]) -> None:
+    """``torch.save`` without the memory behind views. Raises OSError where the disk does."""
+    try:
+        torch.save(compact(dict(tensors)), file)
+    except RuntimeError as error:  # torch's word for a disk that took less than it was given
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
-import torch
 
-from dreamer_lpm.capture import compact
+from dreamer_lpm.capture import save_tensors
 from dreamer_lpm.report.metrics import METRICS_FILE
 from dreamer_lpm.report.strict_json import is_sealed, sealed
 from dreamer_lpm.types import UserError
@@ -61,7 +60,7 @@ def save(run_dir: Path, what: Saved, *, keep: int = KEEP) -> Path:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        _write(scratch / TENSORS, lambda file: _save_tensors(what.tensors, file))
+        _write(scratch / TENSORS, lambda file: save_tensors(what.tensors, file))
         _write(scratch / PLAIN, lambda file: file.write(json.dumps(what.plain).encode()))
         if (run_dir / CONFIG).is_file():  # a copy, for whoever loses it
             _write(scratch / CONFIG, lambda file: file.write((run_dir / CONFIG).read_bytes()))
@@ -308,15 +307,6 @@ def _write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
         fill(file)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _save_tensors(tensors: Mapping[str, Any], file: IO[bytes]) -> None:
-    try:
-        torch.save(compact(dict(tensors)), file)
-    except RuntimeError as error:  # torch's word for a disk that took less than it was given
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
 
 
 def fsync(folder: Path) -> None:

@@ -70,10 +70,18 @@ def _guard(command: Command, args: list[str]) -> int:
         print("error:", *str(error).split(), file=sys.stderr)
         return 2
     except _out_of_memory():
-        print("error: Out of memory; lower batch_size or seq_length, or choose a smaller preset.", file=sys.stderr)
-        return 2
+        return _too_large()
+    except RuntimeError as error:  # torch's for the memory of a CPU
+        if "can't allocate memory" not in str(error):
+            raise
+        return _too_large()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _too_large() -> int:
+    print("error: Out of memory; lower batch_size or seq_length, or choose a smaller preset.", file=sys.stderr)
+    return 2
 
 
 def _out_of_memory() -> tuple[type[BaseException], ...]:

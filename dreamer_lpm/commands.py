@@ -73,23 +73,32 @@ def _train(args: list[str], guide: bool, team: Team | None) -> int:
     if known.seeds is not None:
         if team:
             raise UserError("torchrun's processes learn one agent; for --seeds start dreamer-lpm without it.")
-        return _train_many([_job(known, rest, program, run_dir, seed) for seed in read_seeds(known.seeds)])
+        jobs = [_job(known, rest, program, run_dir, seed) for seed in read_seeds(known.seeds)]
+        return _train_many(jobs, _again(known, program, run_dir, "--seeds", known.seeds))
     job = _job(known, rest, program, run_dir)
     try:
         report = train(job.cfg, job.run_dir, resume=job.resume, team=team)
     except Stopped as stop:
-        again = [*(("python3",) if guide else ()), *program.split(), "--resume", "--run-name", run_dir.name]
-        elsewhere = [] if known.runs == RUNS else ["--runs", str(known.runs)]
-        print(f"Stopped and saved ({signal.Signals(stop.signum).name}). Go on with: {shlex.join(again + elsewhere)}")
+        go_on = _again(known, program, run_dir)
+        print(f"Stopped and saved ({signal.Signals(stop.signum).name}). Go on with: {go_on}")
         return 128 + stop.signum
     left = _leave_where_started(report) if guide else report
     _say(report, left, run_dir)
     return 0
 
 
+def _again(known: argparse.Namespace, program: str, run_dir: Path, *more: str) -> str:
+    """The command that goes on with what is in ``run_dir``."""
+    python = ["python3"] if program.endswith(".py") else []
+    elsewhere = [] if known.runs == RUNS else ["--runs", str(known.runs)]
+    return shlex.join([*python, *program.split(), "--resume", "--run-name", run_dir.name, *more, *elsewhere])
+
+
 def _job(known: argparse.Namespace, rest: list[str], program: str, run_dir: Path, seed: int | None = None) -> Job:
     """The run that the options ask for; with ``seed``, that one among several."""
     run_dir = run_dir if seed is None else run_dir.with_name(f"{run_dir.name}-{seed}")
+    if seed is not None and not (run_dir / CONFIG_FILE).is_file():
+        known = argparse.Namespace(**{**vars(known), "resume": False})  # one that had not begun when all were stopped
     base = _base(known, run_dir)
     cfg = tyro.cli(
         RunConfig, args=rest, default=base, prog=program, description="", config=(tyro.conf.HelptextFromCommentsOff,)
@@ -110,8 +119,10 @@ def _cell(runs: Path, settings: Path) -> Job:
     return Job(from_plain(RunConfig, read_file(settings)), run_dir)
 
 
-def _train_many(jobs: list[Job]) -> int:
-    """Train them side by side. Returns 0, 2 if runs failed by mistake, 1 if otherwise, or 128 + the signal's number."""
+def _train_many(jobs: list[Job], again: str = "") -> int:
+    """Train them side by side; ``again`` is the command that goes on with them.
+
+    Returns 0, 2 if runs failed by mistake, 1 if otherwise, or 128 + the signal's number."""
     let_streams_run_side_by_side()
     steps = sum(job.cfg.steps for job in jobs)
     with Screen(cells=len(jobs), finished=0, steps=steps, done=0, unit="runs") as screen:
@@ -120,8 +131,10 @@ def _train_many(jobs: list[Job]) -> int:
     for job, result in zip(jobs, results, strict=True):
         if isinstance(result, Report):
             line = f"return {result.summary['eval_return_mean']:.1f}"
+        elif isinstance(result, Stopped):
+            line = f"stopped and saved{again and f'; go on with: {again}'}"
         else:
-            line = "stopped and saved; the same command with --resume goes on" if stops else f"error: {result}"
+            line = f"error: {result}"
         print(f"{job.run_dir}: {line}")
     if stops:
         return 128 + stops[0]
@@ -153,6 +166,8 @@ def _run_dir(known: argparse.Namespace) -> Path:
                 "digit."
             )
         return runs / name
+    if known.resume and known.seeds is not None:
+        raise UserError("--resume with --seeds needs the name that those runs have in common: --run-name NAME.")
     if known.resume:
         found = sorted(
             (p.parent for p in runs.glob(f"*/{CONFIG_FILE}")), key=lambda p: (p / CONFIG_FILE).stat().st_mtime
@@ -178,11 +193,20 @@ def _base(known: argparse.Namespace, run_dir: Path) -> RunConfig:
 
 def _check_resumed(before: RunConfig, now: RunConfig) -> None:
     for field in dataclasses.fields(RunConfig):
-        if field.name not in CHANGEABLE and getattr(before, field.name) != getattr(now, field.name):
+        kept, asked = getattr(before, field.name), getattr(now, field.name)
+        if field.name not in CHANGEABLE and kept != asked:
             raise UserError(
-                f"A resumed run keeps its settings, and '{field.name}' differs; leave that option out, or start a new "
-                "run."
+                f"A resumed run keeps its settings, and '{_differing(field.name, kept, asked)}' differs; leave that "
+                "option out, or start a new run."
             )
+
+
+def _differing(name: str, a: Any, b: Any) -> str:
+    """The first setting in which they differ."""
+    if not dataclasses.is_dataclass(a):
+        return name
+    inner = next(f.name for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name))
+    return _differing(f"{name}.{inner}", getattr(a, inner), getattr(b, inner))
 
 
 def _leave_where_started(report: Report) -> Report:

@@ -59,7 +59,7 @@ class RunConfig:
     action_repeat: int | None = None
     """Env steps per agent step (default: 2 for Pendulum, else 1)."""
     time_limit: int | None = None
-    """Env steps after which an episode is cut (default: the env's own)."""
+    """Env steps after which an episode is cut (default: the env's own, or 10,000 where it has none)."""
     fast_render: bool = False
     """Take the pictures from a table, much faster and almost equal to the env's own (Pendulum and the MountainCars)."""
     agent: Annotated[AgentConfig, tyro.conf.arg(name="")] = field(default_factory=AgentConfig)

@@ -20,7 +20,7 @@ from dreamer_lpm.lock import holder
 from dreamer_lpm.machine import pick_device, pick_precision, pick_threads
 from dreamer_lpm.noisy_tv.cifar10 import OFFICIAL, at_hand
 from dreamer_lpm.report.metrics import METRICS_FILE, read_metrics
-from dreamer_lpm.report.summary import versions
+from dreamer_lpm.report.summary import SUMMARY_FILE, versions
 from dreamer_lpm.train import BEST_AGENT, CONFIG_FILE, read_config
 from dreamer_lpm.types import UserError
 
@@ -106,6 +106,8 @@ def _outlook(run_dir: Path, wholes: list[Path]) -> Finding:
         return Finding("note", "resume", f"--resume --run-name {name} goes on at step {step:,}, with {wholes[-1].name}")
     if checkpoint.checkpoints(run_dir):
         return Finding("note", "resume", "nothing can be resumed: every checkpoint is damaged")
+    if (run_dir / SUMMARY_FILE).is_file():
+        return Finding("note", "resume", "finished without a checkpoint: it cannot go further")
     return Finding("note", "resume", f"nothing was saved yet: --resume --run-name {name} begins again at step 0")
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreamer_lpm.agent import Agent, AgentConfig, Carry, Policy, shapes
-from dreamer_lpm.capture import compact, own_stream
+from dreamer_lpm.capture import own_stream, save_tensors
 from dreamer_lpm.curiosity import Transition
 from dreamer_lpm.envs import Envs
 from dreamer_lpm.machine import pick_device
@@ -156,8 +156,12 @@ def save_agent(path: Path, agent: Agent, about: Mapping[str, Any]) -> None:
     ``about``: plain data to carry along, such as the env it was trained in.
     """
     scratch = path.with_name(path.name + ".tmp")
-    torch.save({**_description(agent, about), "weights": compact(agent.state_dict())}, scratch)
-    scratch.replace(path)
+    try:
+        with scratch.open("wb") as file:
+            save_tensors({**_description(agent, about), "weights": agent.state_dict()}, file)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def export_agent(folder: Path, agent: Agent, about: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,7 @@ from dreamer_lpm.flock import Flock, alike
 from dreamer_lpm.machine import pick_device
 from dreamer_lpm.noisy_tv import NoisyTVError
 from dreamer_lpm.report.screen import Screen
-from dreamer_lpm.train import Job, Report, Signals, Stopped, Wants, session
+from dreamer_lpm.train import LOG_FILE, Job, Report, Signals, Stopped, Wants, session
 from dreamer_lpm.types import UserError
 
 FLOCKS_ON = ("cuda",)  # devices; a CPU is busy with one agent
@@ -22,8 +23,9 @@ LOOK_EVERY = 0.2  # seconds between two looks at all runs, for the screen
 def train_together(jobs: Sequence[Job], screen: Screen | None = None) -> list[Report | Exception]:
     """Start these runs, or go on with them. What each left behind, or why it ended.
 
-    A run that cannot go on (UserError, NoisyTVError, OSError) leaves the others; SIGINT and SIGTERM stop them all,
-    saved (Stopped). With ``screen``, which shows them all, each says what it has to say in its folder, in log.txt.
+    A run that cannot go on leaves the others, and in its log.txt the traceback of what was no mistake of the user's;
+    SIGINT and SIGTERM stop them all, saved (Stopped). With ``screen``, which shows them all, each says what it has to
+    say in its folder, in log.txt.
     """
     with Signals() as signals:
         streams = {device: new_stream(device) for device in {pick_device(job.cfg.device) for job in jobs}}
@@ -70,8 +72,11 @@ class _Turns:
                 self.step = self.wants.state.step
             except StopIteration as end:
                 self.result = end.value
-            except (UserError, NoisyTVError, OSError, Stopped) as error:
+            except Exception as error:  # noqa: BLE001  whatever it is, the others go on
                 self.result = error
+                if not isinstance(error, UserError | NoisyTVError | OSError | Stopped):
+                    with (self.job.run_dir / LOG_FILE).open("a") as log:
+                        traceback.print_exc(file=log)
 
     def serve(self) -> None:
         """What it wants, for it alone, unless it waits for others."""

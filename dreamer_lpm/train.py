@@ -38,13 +38,13 @@ from dreamer_lpm.evaluate import Scores, evaluate, record, save_agent
 from dreamer_lpm.guard import FIRST_ALARM, alarms, save_batch
 from dreamer_lpm.lock import RunLock
 from dreamer_lpm.machine import keep_freed_memory, pick_device, set_tf32
-from dreamer_lpm.noisy_tv import ImageSource, TVImages, load_images
+from dreamer_lpm.noisy_tv import ImageSource, TVImages, TVSpec, load_images
 from dreamer_lpm.report.measures import BIN, escape_step, late_mean, late_tv_share
 from dreamer_lpm.report.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoardSink, WandbSink, read_metrics
 from dreamer_lpm.report.plots import plot_run
 from dreamer_lpm.report.progress import Progress
 from dreamer_lpm.report.strict_json import dumps, is_sealed, sealed, write_atomically
-from dreamer_lpm.report.summary import git_revision, versions, write_summary
+from dreamer_lpm.report.summary import SUMMARY_FILE, git_revision, versions, write_summary
 from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import to_plain
 from dreamer_lpm.state import State
@@ -97,7 +97,7 @@ class Wants:
 
     state: State
     policy: Policy | None  # None: learns
-    failed: UserError | None = None
+    failed: Exception | None = None
 
     def serve(self) -> None:
         """Do it. What goes wrong is the run's to hear of, when it goes on."""
@@ -106,7 +106,7 @@ class Wants:
                 self.state.learn()
             else:
                 self.state.observe(self.policy)
-        except UserError as error:
+        except Exception as error:  # noqa: BLE001  it is raised again, there
             self.failed = error
 
 
@@ -136,7 +136,7 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
             cfg = dataclasses.replace(cfg, tv_images=shown.used)
             shown = TVImages(**before["tv_images"]) if before.get("tv_images") else shown
         run = str(before.get("run") or secrets.token_hex(8))
-        say = []
+        say = list(_vain(cfg))
         if lock.left_by is not None and resume:
             say.append(f"Process {lock.left_by}, which had this run, was killed.")
         rollbacks = 0
@@ -147,6 +147,17 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
             except _FellIll as ill:
                 rollbacks, say, resume = ill.rollbacks, [str(ill)], True
             gc.collect()  # the replay of the session that ended, before there is another
+
+
+def _vain(cfg: RunConfig) -> Iterator[str]:
+    """What was asked for and will have no effect."""
+    if not cfg.noisy_tv and cfg.tv != TVSpec():
+        yield "There is no TV, whatever tv.* says: add --noisy-tv."
+    if cfg.steps <= max(cfg.prefill, cfg.seq_length):
+        yield (
+            f"Nothing will be learned: {cfg.steps:,} steps end within the first {max(cfg.prefill, cfg.seq_length):,}, "
+            "which only fill the memory (--prefill, --seq-length)."
+        )
 
 
 class _FellIll(Exception):  # noqa: N818  no error: the session ends, and the next goes back
@@ -202,6 +213,11 @@ class _Session:
         """Go back to the newest whole checkpoint. Returns where its metrics end."""
         saved, damaged = checkpoint.load_newest(self.run_dir, self.run)
         say += [f"Passed over a damaged checkpoint: {line}" for line in damaged]
+        if saved is None and (self.run_dir / SUMMARY_FILE).is_file():
+            raise UserError(
+                f"{self.run_dir} is finished and kept no checkpoint to go on from: start a new run, with "
+                "--checkpoint-every above 0 if it may have to go further."
+            )
         if saved is None:  # killed before it first saved: from its beginning again
             say.append("Resumed at 0 steps.")
             return 0

@@ -109,12 +109,23 @@ def test_seeds_that_are_none(text: str, capsys: pytest.CaptureFixture[str], toge
     assert together == []
 
 
+def test_seeds_go_on_by_name_and_those_begin_that_had_not(
+    together: list[Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved_run(Path("runs/x-0"), replace(TINY, seed=0))
+    assert run("--resume", "--seeds", "0,1") == 2
+    assert "needs the name that those runs have in common: --run-name NAME" in one_line(capsys)
+    assert run("--resume", "--seeds", "0,1", "--run-name", "x") == 0
+    assert [(job.run_dir.name, job.resume, job.cfg.seed) for job in together] == [("x-0", True, 0), ("x-1", False, 1)]
+
+
 @pytest.mark.parametrize(("seeds", "status"), [("0,7", 2), ("7,8", 1), ("0,9", 128 + signal.SIGTERM), ("0..2", 0)])
 def test_how_several_ended(seeds: str, status: int, capsys: pytest.CaptureFixture[str], together: list[Job]) -> None:
     assert run("--seeds", seeds, "--run-name", "x") == status
     said = capsys.readouterr().out
     assert ("runs/x-7: error: no such env" in said) == ("7" in seeds)
-    assert ("runs/x-9: stopped and saved; the same command with --resume goes on" in said) == ("9" in seeds)
+    again = f"dreamer-lpm train --resume --run-name x --seeds {seeds}"
+    assert (f"runs/x-9: stopped and saved; go on with: {again}" in said) == ("9" in seeds)
 
 
 def test_several_for_real_and_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -388,7 +399,8 @@ def test_a_finished_run_may_go_further_and_log_elsewhere(trained: Trained) -> No
     ("words", "message"),
     [
         ("--seed 3", "A resumed run keeps its settings, and 'seed' differs; leave that option out"),
-        ("--lpm-eta 3", "A resumed run keeps its settings, and 'agent' differs"),
+        ("--lpm-eta 3", "A resumed run keeps its settings, and 'agent.lpm_eta' differs"),
+        ("--world.rssm.deter 8", "'agent.world.rssm.deter' differs"),
         ("--noisy-tv", "'noisy_tv' differs"),
         ("--preset small", "--resume goes on with the run's own settings; leave --preset out."),
         ("--config tiny.toml", "--resume goes on with the run's own settings; leave --config out."),

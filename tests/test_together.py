@@ -105,6 +105,22 @@ def test_a_signal_saves_them_all_and_all_go_on(
         assert_alike(job, alone)
 
 
+def test_one_that_breaks_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An env, or a library, may raise anything; what it raised is in that run's log."""
+    observe = State.observe
+
+    def breaking(self: State, policy: Any) -> None:
+        if self.cfg.seed == 1 and self.step >= 60:
+            raise RuntimeError("the simulator is gone")
+        observe(self, policy)
+
+    monkeypatch.setattr(State, "observe", breaking)
+    asked = jobs(tmp_path, *SEEDS)
+    results = train_together(asked)
+    assert [type(result) for result in results] == [Report, RuntimeError, Report]
+    assert "RuntimeError: the simulator is gone" in (asked[1].run_dir / "log.txt").read_text()
+
+
 def test_one_that_fails_leaves_the_others(
     tmp_path: Path, flocks: Counter[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,6 +182,22 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     assert differences(everything(tmp_path), before) == []
 
 
+def test_a_finished_run_without_checkpoints_keeps_what_it_has(tmp_path: Path) -> None:
+    train(replace(TINY, checkpoint_every=0), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="is finished and kept no checkpoint to go on from"):
+        train(replace(TINY, checkpoint_every=0, steps=200), tmp_path, resume=True)
+    after = {path: path.read_bytes() for path in before}
+    assert {p.name for p in before if before[p] != after[p]} <= {".lock"}
+
+
+def test_what_will_have_no_effect_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(replace(TINY, steps=40, prefill=40, tv=TVSpec(trigger="remote")), tmp_path)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "There is no TV, whatever tv.* says: add --noisy-tv." in said
+    assert "Nothing will be learned: 40 steps end within the first 40" in said
+
+
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], uninterrupted: dict[str, dict[str, Any]]
 ) -> None:

@@ -120,6 +120,17 @@ def test_the_chance_level_is_that_of_the_envs_own_actions(env_id: str, tv: TVSpe
     assert tv_chance(EnvConfig(id=env_id, tv=tv)) == (None if chance is None else pytest.approx(chance, abs=0.03))
 
 
+def test_an_env_without_a_limit_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite_module, "LAST_STEP", 5)
+    env_id = "DreamerLPMTest/Endless-v0"
+    gym.register(env_id, entry_point=third_party.Dots)
+    for limit, length in ((None, 5), (7, 7)):
+        env = make_env(EnvConfig(id=env_id, time_limit=limit))
+        env.reset(seed=0)
+        ends = [env.step(np.zeros(3, np.float32))[3] for _ in range(length)]
+        assert ends == [False] * (length - 1) + [True]
+
+
 def test_the_pendulum_is_the_right_way_up_and_in_rgb() -> None:
     """The rod is (204, 77, 77) on white; straight up it fills the upper half of the middle column."""
     env = make_env(EnvConfig())

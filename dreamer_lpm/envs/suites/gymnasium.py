@@ -31,6 +31,9 @@ EXTRAS = {
 }
 
 
+LAST_STEP = 10_000  # of an episode in an env that was registered without a limit
+
+
 class GymnasiumSuite:
     """Envs made by ``gymnasium.make``; ``module:Id-v0`` imports ``module`` first, as there."""
 
@@ -47,7 +50,8 @@ class GymnasiumSuite:
 
         Args:
             env_id: as registered; the version is part of it.
-            time_limit: steps until truncation, in place of the registered limit; None keeps that one.
+            time_limit: steps until truncation, in place of the registered limit; None keeps that one, or takes
+                ``LAST_STEP`` where there is none: else an evaluation might never end.
 
         Raises:
             UserError: unknown id, package not installed, or no ``rgb_array`` picture.
@@ -59,6 +63,8 @@ class GymnasiumSuite:
             env = _make(env_id, time_limit)
         except (DependencyNotInstalled, ImportError) as error:
             raise UserError(_missing_extra(env_id, error)) from error
+        if time_limit is None and env.spec is not None and env.spec.max_episode_steps is None:
+            env = gym.wrappers.TimeLimit(env, LAST_STEP)
         if "rgb_array" not in env.metadata.get("render_modes", ()):
             raise UserError(_no_picture(env_name(env)))
         return env

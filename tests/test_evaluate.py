@@ -154,6 +154,20 @@ def agent_file(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_full_disk_is_told_and_leaves_what_was_there(agent_file: Path) -> None:
+    resource = pytest.importorskip("resource")
+    before = agent_file.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # bytes a file
+        with pytest.raises(OSError, match="File too large"):
+            save_agent(agent_file, make_agent(CONTINUOUS), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in agent_file.parent.iterdir()] == [agent_file.name]
+    assert agent_file.read_bytes() == before
+
+
 def test_an_agent_file_is_plain_data(agent_file: Path) -> None:
     data = torch.load(agent_file, weights_only=True)
     assert data["about"] == {"env": "CartPole-v1", "nested": {"steps": [1, 2]}}

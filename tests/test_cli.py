@@ -249,6 +249,16 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         assert [path.name for path in folder.iterdir()] == ["tiny.toml"]
 
 
+def test_a_cpu_without_memory_is_a_mistake_and_any_other_error_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(args: list[str]) -> int:
+        raise RuntimeError(*args)
+
+    assert cli._guard(fails, ["DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."]) == 2
+    assert "Out of memory; lower batch_size" in one_line(capsys)
+    with pytest.raises(RuntimeError, match="something else"):
+        cli._guard(fails, ["something else"])
+
+
 FILE_MISTAKES = {
     "typo.toml": ("stesp = 3", "Unknown setting 'stesp'; did you mean 'steps'?"),
     "typo.yaml": ("tv: {trigerr: remote}", "Unknown setting 'tv.trigerr'; did you mean 'tv.trigger'?"),

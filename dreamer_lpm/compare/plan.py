@@ -211,7 +211,7 @@ def _named(kind: str, wanted: Sequence[str] | None, given: Any, known: Mapping[s
             raise UserError(f"Name the {kind} with letters, digits, '_', '-' and '.' (40 at most), not {name[:60]!r}.")
         if name not in own and name not in known:
             raise UserError(f"Unknown {kind} '{name}'; choose from: {', '.join({**known, **own})}.")
-        chosen[name] = own.get(name) or known[name]
+        chosen[name] = own[name] if name in own else known[name]  # an empty table is one, too
     return chosen
 
 

@@ -117,6 +117,14 @@ tv = {region = "patch"}
     assert weak.tv == TVSpec(trigger="remote", region="patch")
 
 
+def test_an_empty_table_is_a_case_with_the_settings_of_all(write: Any) -> None:
+    file = write('seeds = 1\n[common]\nsteps = 99\ncuriosity = "lpm"\n[methods.mine]\n[arms.plain]\n')
+    asked = plan(file=file)
+    (case,) = asked.cells()
+    assert case.name == "mine-plain-0"
+    assert (asked.config(case).steps, asked.config(case).agent.curiosity) == (99, "lpm")
+
+
 def test_flags_win_over_the_file(write: Any) -> None:
     file = write('methods = ["none", "lpm"]\narms = ["off"]\nseeds = 9\n[common]\nsteps = 99\n')
     asked = plan(file=file, methods=["lpm"], seeds=2, steps=7)

@@ -470,8 +470,11 @@ def run_page(folder: Path, page_folder: Path) -> str:
 
 def _run_words(cell: Cell, last: int) -> str:
     curiosity = cell.config.get("agent", {}).get("curiosity", "")
-    state = "" if cell.summary else f", not finished (at {last:,})"
     steps = cell.config.get("steps", last)
+    told = cell.summary and cell.summary.get("env_steps", steps)  # of a run that goes on, less than it shall have
+    state = "" if told and told >= steps else f", not finished (at {last:,})"
+    if told and state:
+        state += f"; the figures are of step {told:,}"
     return f"Curiosity {curiosity}, seed {cell.config.get('seed', '?')}, {steps:,} env steps{state}."
 
 

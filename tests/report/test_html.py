@@ -196,6 +196,15 @@ def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
     assert "not finished (at 6,000)" in draw(tmp_path / "mine").text
 
 
+def test_a_finished_run_that_goes_on_is_not_finished(tmp_path: Path) -> None:
+    run = tmp_path / "mine"
+    write_run(run, seed=3, result=-250.0, share=0.4, env_steps=4000)
+    settings = json.loads((run / "config.json").read_text())
+    settings["config"]["steps"] = 20_000
+    (run / "config.json").write_text(json.dumps(settings))
+    assert "20,000 env steps, not finished (at 6,000); the figures are of step 4,000." in draw(run).text
+
+
 def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a run nor a grid"):
         main([str(tmp_path)])

@@ -24,6 +24,7 @@ from dreamer_lpm.machine import let_streams_run_side_by_side
 from dreamer_lpm.noisy_tv import NoisyTVError, load_images
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.screen import Screen
+from dreamer_lpm.report.strict_json import partial_of
 from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import from_plain, read_file, read_seeds, to_plain
 from dreamer_lpm.team import Team, joined
@@ -268,6 +269,7 @@ def eval_command(args: list[str]) -> int:
     options = parser.parse_args(args)
     if options.episodes < 1:
         raise UserError(f"--episodes must be at least 1, not {options.episodes}.")
+    partial_of(options.video)  # a folder is refused before anything is played
     player = load(options.agent, options.device)
     if "run" not in player.about:
         raise UserError(f"{options.agent} does not say which run it is from; play it with dreamer_lpm.load instead.")

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from dreamer_lpm.types import UserError
+
 
 def plain(value: Any) -> Any:
     """``value`` in Python's own types. NaN and the infinities become ``None`` (JSON ``null``), at any depth.
@@ -38,9 +40,19 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
+def partial_of(path: Path) -> Path:
+    """Where a file is written until it is whole. Raises UserError if ``path`` is a folder."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file, such as {path / 'FILE'}.")
+    return path.with_name(f".{path.name}.partial")
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Put ``text`` at ``path``: readers and crashes meet the old file or the new one, never half of one."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Put ``text`` at ``path``: readers and crashes meet the old file or the new one, never half of one.
+
+    Raises UserError if ``path`` is a folder.
+    """
+    partial = partial_of(path)
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

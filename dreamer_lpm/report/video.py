@@ -18,6 +18,7 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dreamer_lpm.report.strict_json import partial_of
 from dreamer_lpm.types import UserError
 
 # Pixels. Three panels and four margins make the width. Codecs like sizes that are multiples of 16.
@@ -230,11 +231,12 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: int = 15) -> Path
     """Encode ``frames``, each (height, width, 3) uint8 of one even size, as H.264 (yuv420p, fast start) at ``path``.
 
     A reader finds no file or the whole video, never half of one. Raises ValueError without frames or for a frame of
-    another form, UserError if there is no ffmpeg for this machine, OSError if ffmpeg fails (a full disk).
+    another form, UserError if ``path`` is a folder or there is no ffmpeg for this machine, OSError if ffmpeg fails (a
+    full disk).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     try:
         _encode(partial, frames, fps)
         partial.replace(path)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from dreamer_lpm.report.strict_json import dumps, plain, write_atomically
+from dreamer_lpm.report.video import write_video
+from dreamer_lpm.types import UserError
 
 
 def refuse_constant(name: str) -> None:
@@ -36,6 +38,16 @@ def test_atomic_write_replaces_the_whole_and_leaves_nothing_else(tmp_path: Path)
     write_atomically(path, "new é")
     assert path.read_text(encoding="utf-8") == "new é"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", [".", "..", "folder"])
+def test_a_folder_is_no_file_to_write(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    for write in (lambda path: write_atomically(path, "text"), lambda path: write_video(path, [])):
+        with pytest.raises(UserError, match="is a folder; name a file"):
+            write(Path(name))
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_atomic_write_that_fails_keeps_the_old_file(tmp_path: Path) -> None:

@@ -269,6 +269,8 @@ def eval_command(args: list[str]) -> int:
     options = parser.parse_args(args)
     if options.episodes < 1:
         raise UserError(f"--episodes must be at least 1, not {options.episodes}.")
+    if not 0 <= options.seed < 2**64:  # what torch's generators take
+        raise UserError(f"--seed must be 0 to 2**64 - 1, not {options.seed}.")
     partial_of(options.video)  # a folder is refused before anything is played
     player = load(options.agent, options.device)
     if "run" not in player.about:

@@ -516,6 +516,8 @@ def test_eval_without_the_tv_needs_no_pictures(
         (["none.pth"], "none.pth does not exist; train one first"),
         (["text.pth"], "text.pth is not an agent file of Dreamer-LPM, or it is damaged"),
         (["agent_lpm.pth", "--episodes", "0"], "--episodes must be at least 1, not 0."),
+        (["agent_lpm.pth", "--seed", "-1"], "--seed must be 0 to 2**64 - 1, not -1."),
+        (["agent_lpm.pth", "--seed", str(2**64)], f"--seed must be 0 to 2**64 - 1, not {2**64}."),
         (["agent_lpm.pth", "--video", "."], ". is a folder; name a file, such as FILE."),
         (["agent_lpm.pth", "--device", "tpu"], "Device 'tpu' is not available here"),
         (["strange.pth"], "strange.pth does not say which run it is from"),

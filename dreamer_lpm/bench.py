@@ -173,9 +173,10 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, not {value}.")
-    for name in ("threads", "loop"):
-        if getattr(options, name) < 0:
-            raise UserError(f"--{name} must be 0 or more, not {getattr(options, name)}.")
+    if options.threads < 0:
+        raise UserError(f"--threads must be 0 or more, not {options.threads}.")
+    if options.loop and options.loop < RunConfig.log_every:  # no line of metrics to take the pace from
+        raise UserError(f"--loop must be {RunConfig.log_every} or more, or 0 for none, not {options.loop}.")
     _check_solve(options)
     if options.against and options.device != "cpu":
         raise UserError("--against compares on the CPU; leave --device away.")

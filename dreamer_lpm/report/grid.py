@@ -105,8 +105,8 @@ class Cell:
 
     @property
     def videos(self) -> list[Path]:
-        """The run's films, oldest first."""
-        films = (self.folder / "videos").glob("eval_iter_*.mp4")
+        """The run's films, oldest first; a user's own, named otherwise, are left out."""
+        films = [p for p in (self.folder / "videos").glob("eval_iter_*.mp4") if p.stem.split("_")[2].isdecimal()]
         return sorted(films, key=lambda p: int(p.stem.split("_")[2]))
 
     def value(self, measure: Measure) -> float | None:

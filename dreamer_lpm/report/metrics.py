@@ -134,7 +134,10 @@ def _rows(content: bytes, path: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(complete.splitlines(), start=1):
         try:
-            rows.append(_parse(line))
+            row = _parse(line)
+            if not (isinstance(row.get("step"), int) and isinstance(row.get("kind"), str)):
+                raise ValueError("every line has a step and a kind")
+            rows.append(row)
         except (ValueError, AttributeError) as error:
             raise UserError(f"{path} is damaged at line {number}: restore it or remove that line.") from error
     return rows

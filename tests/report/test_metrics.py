@@ -149,6 +149,13 @@ def test_reader_forgives_only_a_cut_last_line(tmp_path: Path) -> None:
         read_metrics(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("line", ['{"step": 2}', '{"kind": "train"}', '{"step": null, "kind": "train"}', "{}", "[]"])
+def test_a_line_without_a_step_or_a_kind_is_damage(line: str, tmp_path: Path) -> None:
+    (tmp_path / METRICS_FILE).write_text('{"step": 1, "kind": "train"}\n' + line + "\n")
+    with pytest.raises(UserError, match="damaged at line 2"):
+        read_metrics(tmp_path)
+
+
 def test_scalars_tell_the_arms_apart_and_leave_out_what_is_no_number() -> None:
     row = {"step": 5, "kind": "eval", "arm": "tv_off", "return_mean": -2, "returns": [-2]}
     assert scalars(row) == {"eval/tv_off/return_mean": -2.0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,6 +176,8 @@ def export_agent(folder: Path, agent: Agent, about: Mapping[str, Any]) -> None:
     weights = {name: x.contiguous() for name, x in agent.state_dict().items()}
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     write_atomically(folder / CONFIG_FILE, dumps(_description(agent, about), indent=2) + "\n")
+    # safetensors lets only the owner read; who may read a new file is the user's to say, by the umask.
+    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
 
 
 def _description(agent: Agent, about: Mapping[str, Any]) -> dict[str, Any]:

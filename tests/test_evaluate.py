@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -207,6 +209,17 @@ def test_an_exported_agent_is_the_same_agent_in_files_that_carry_no_code(agent_f
     assert json.loads((tmp_path / "out" / "config.json").read_text())["spec"] == {"kind": "discrete", "size": 2}
     with pytest.raises(UserError, match="out is there already; choose another folder"):
         export_agent(tmp_path / "out", player.agent, player.about)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX modes")
+def test_an_exported_agent_may_be_read_by_whom_the_umask_says(agent_file: Path, tmp_path: Path) -> None:
+    player = load(agent_file)
+    before = os.umask(0o027)
+    try:
+        export_agent(tmp_path / "out", player.agent, player.about)
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()] == [0o640, 0o640]
 
 
 @pytest.mark.parametrize("harm", ["no weights", "no config", "cut", "no json", "other weights", "a link"])

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from dreamer_lpm import checkpoint
-from dreamer_lpm.evaluate import load
+from dreamer_lpm.evaluate import AGENT_FILE, load
 from dreamer_lpm.forecast import free_memory
 from dreamer_lpm.lock import holder
 from dreamer_lpm.machine import pick_device, pick_precision, pick_threads
@@ -84,7 +84,7 @@ def _metrics(run_dir: Path, wholes: list[Path]) -> Iterable[Finding]:
 
 
 def _agents(run_dir: Path) -> Iterator[Finding]:
-    for path in (run_dir / "agent_lpm.pth", run_dir / BEST_AGENT):
+    for path in (run_dir / AGENT_FILE, run_dir / BEST_AGENT):
         if path.exists():
             try:
                 steps = load(path).about.get("steps")

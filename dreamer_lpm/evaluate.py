@@ -29,6 +29,7 @@ from dreamer_lpm.untrusted import read_tensors, regular_size
 from dreamer_lpm.world import Latent
 
 FORMAT = 1  # of an agent file
+AGENT_FILE = "agent_lpm.pth"  # of a run
 WEIGHTS_FILE, CONFIG_FILE = "weights.safetensors", "config.json"  # of an agent folder
 LARGEST_CONFIG = 1_000_000  # bytes
 MOST_LAYERS = 100
@@ -240,11 +241,15 @@ def load(path: str | Path, device: str = "cpu") -> Player:
     """Read an agent file such as ``agent_lpm.pth``, or a folder that :func:`export_agent` wrote.
 
     Runs no code of it, and takes no more memory than the weights in it do.
-    Raises UserError when it is missing, damaged, or not an agent of this project, or the device is not there.
+    Raises UserError when it is missing, damaged, a run's folder, or not an agent of this project, or the device is not
+    there.
     """
     where, path = pick_device(device), Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; train one first: python3 train_lpm.py --steps 10000 --noisy-tv")
+    own = path / AGENT_FILE
+    if own.is_file() and not (path / WEIGHTS_FILE).exists():
+        raise UserError(f"{path} is the folder of a run; its agent is {own}.")
     try:
         data = _read_folder(path) if path.is_dir() else read_tensors(path)
         if data["format"] != FORMAT:

@@ -34,7 +34,7 @@ from dreamer_lpm.agent import Policy
 from dreamer_lpm.capture import own_stream
 from dreamer_lpm.config import RunConfig, settled
 from dreamer_lpm.envs import make_env, tv_chance
-from dreamer_lpm.evaluate import Scores, evaluate, record, save_agent
+from dreamer_lpm.evaluate import AGENT_FILE, Scores, evaluate, record, save_agent
 from dreamer_lpm.guard import FIRST_ALARM, alarms, save_batch
 from dreamer_lpm.lock import RunLock
 from dreamer_lpm.machine import keep_freed_memory, pick_device, set_tf32
@@ -542,7 +542,7 @@ class _Run:
         if self.cfg.checkpoint_every:
             self._save()  # before the last evaluation: whoever resumes a finished run repeats it, and no line twice
         scores, off, video = self._evaluate(2 * self.cfg.eval_episodes)
-        agent = self.run_dir / "agent_lpm.pth"
+        agent = self.run_dir / AGENT_FILE
         save_agent(agent, s.agent, self._about())
         summary = self._summary(scores, off, shown)
         write_summary(self.run_dir, summary)

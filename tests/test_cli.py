@@ -515,6 +515,7 @@ def test_eval_without_the_tv_needs_no_pictures(
     [
         (["none.pth"], "none.pth does not exist; train one first"),
         (["text.pth"], "text.pth is not an agent file of Dreamer-LPM, or it is damaged"),
+        (["."], ". is the folder of a run; its agent is agent_lpm.pth."),
         (["agent_lpm.pth", "--episodes", "0"], "--episodes must be at least 1, not 0."),
         (["agent_lpm.pth", "--seed", "-1"], "--seed must be 0 to 2**64 - 1, not -1."),
         (["agent_lpm.pth", "--seed", str(2**64)], f"--seed must be 0 to 2**64 - 1, not {2**64}."),

@@ -42,8 +42,8 @@ class Forecast:
         if there is not None and self.memory + SPARE > there:
             raise UserError(
                 f"Memory does not suffice: {self._replay()} + {_size(4 * self.weights)} of weights, gradients and "
-                f"optimizer, and {device.type} has {_size(there)} free; lower replay_capacity or choose a smaller "
-                "preset."
+                f"optimizer + {_size(SPARE)} to spare, and {device.type} has {_size(there)} free; lower "
+                "replay_capacity or choose a smaller preset."
             )
 
     def check_disk(self, run_dir: Path, keep: int) -> None:
@@ -53,7 +53,8 @@ class Forecast:
             others = _size(self.disk(keep) - self.rows * self.row)
             raise UserError(
                 f"The disk of {run_dir} does not suffice: {self._replay()} (less once compressed) + {others} of "
-                f"checkpoints and agents, and {_size(there + used)} are free; make room or lower replay_capacity."
+                f"checkpoints and agents + {_size(SPARE)} to spare, and {_size(there + used)} are free; make room or "
+                "lower replay_capacity."
             )
 
     def _replay(self) -> str:

@@ -30,7 +30,7 @@ def test_too_little_memory_is_told_with_the_arithmetic(monkeypatch: pytest.Monke
         ONE.check_memory(CPU)
     assert str(told.value) == (
         "Memory does not suffice: 1,000,000 steps x 12,400 bytes = 12.40 GB of replay + 0.20 GB of weights, gradients "
-        "and optimizer, and cpu has 12.00 GB free; lower replay_capacity or choose a smaller preset."
+        "and optimizer + 0.27 GB to spare, and cpu has 12.00 GB free; lower replay_capacity or choose a smaller preset."
     )
     monkeypatch.setattr(forecast, "free_memory", lambda device: 13_000_000_000)
     ONE.check_memory(CPU)
@@ -46,7 +46,8 @@ def test_too_little_disk_is_told_with_the_arithmetic(tmp_path: Path, monkeypatch
         ONE.check_disk(tmp_path, keep=2)
     assert str(told.value) == (
         f"The disk of {tmp_path} does not suffice: 1,000,000 steps x 12,400 bytes = 12.40 GB of replay (less once "
-        "compressed) + 0.55 GB of checkpoints and agents, and 13.00 GB are free; make room or lower replay_capacity."
+        "compressed) + 0.55 GB of checkpoints and agents + 0.27 GB to spare, and 13.00 GB are free; make room or lower "
+        "replay_capacity."
     )
     # What lies there already is part of what it takes: a run that was resumed has filled its own room.
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, ONE.disk(2) + forecast.SPARE - 1_000_000))

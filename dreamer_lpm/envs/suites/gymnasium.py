@@ -76,7 +76,7 @@ SUITE = GymnasiumSuite()
 def _register(env_id: str) -> None:
     """Imports whatever registers ``env_id``; raises UserError if nothing does."""
     module, _, name = env_id.rpartition(":")
-    fix = "install it, or start from the folder it is in"
+    fix = "install it, or name the folder it is in with PYTHONPATH=FOLDER"
     for start, (registers, package) in REGISTERED_BY.items():
         if not module and name.startswith(start):
             module, fix = registers, f"run `pip install {package}`"

@@ -1,5 +1,9 @@
 """Settings shared by all tests."""
 
+import signal
+
 import torch
 
 torch.set_num_threads(1)  # two cores: thread pools of several processes fight
+# Who starts the tests in the background has SIGINT ignored, and so would have every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -106,7 +106,7 @@ def at_once(
 
 
 def all_at_once(tasks: Sequence[Callable[[], Any]], lanes: int) -> list[Any]:
-    """The results of any number of tasks, as :meth:`at_once`. A task may have tasks of its own, and a lane that has
+    """The results of any number of tasks, as :func:`at_once`. A task may have tasks of its own, and a lane that has
     done its part takes over what no lane has begun.
     """
     if lanes < 2 or len(tasks) < 2:

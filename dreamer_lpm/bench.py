@@ -159,7 +159,7 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
     add("--loop", type=int, default=0, help="also train for so many env steps, and say how many a second")
     add("--repeat", type=int, default=10, help="updates timed, or rounds with --against (default: 10)")
     add("--against", choices=("sheeprl",), help="also time this peer at equal sizes, in turns with ours")
-    add("--only", nargs="+", default=[""], metavar="WORDS", help="with --against: those whose name has one of these")
+    add("--only", nargs="+", default=[""], metavar="WORDS", help="contestants whose name has one of these")
     add("--solve", action="store_true", help=f"train until the mean of {EPISODES} episodes of Pendulum is {SOLVED:g}")
     add("--minutes", type=float, default=30.0, help="with --solve: the bound for each program (default: 30)")
     add("--seed", type=int, default=0, help="with --solve: seed of the training (default: 0)")
@@ -177,6 +177,10 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"--threads must be 0 or more, not {options.threads}.")
     if options.loop and options.loop < RunConfig.log_every:  # no line of metrics to take the pace from
         raise UserError(f"--loop must be {RunConfig.log_every} or more, or 0 for none, not {options.loop}.")
+    unused = () if options.solve else ("minutes", "seed") if options.against else ("minutes", "seed", "only")
+    for name in unused:
+        if getattr(options, name) != parser.get_default(name):
+            raise UserError(f"--{name} says nothing of the timing of updates; add --solve, or leave it away.")
     _check_solve(options)
     if options.against and options.device != "cpu":
         raise UserError("--against compares on the CPU; leave --device away.")

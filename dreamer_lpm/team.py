@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dreamer_lpm.agent import Agent
 from dreamer_lpm.machine import set_tf32
-from dreamer_lpm.types import Batch, UserError
+from dreamer_lpm.types import STOPS, Batch, UserError
 
 STOP, BEGIN, LEARN = range(3)
 PATIENCE = timedelta(days=1)  # of those who wait while the first evaluates
@@ -92,7 +92,7 @@ class Team:
 
     def help(self) -> None:
         """Do what the first one says until it says that it is done; a signal is its to answer."""
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in STOPS:
             signal.signal(signum, signal.SIG_IGN)
         while (told := self._hear()) != STOP:
             if told == BEGIN:

@@ -24,8 +24,8 @@ def train_together(jobs: Sequence[Job], screen: Screen | None = None) -> list[Re
     """Start these runs, or go on with them. What each left behind, or why it ended.
 
     A run that cannot go on leaves the others, and in its log.txt the traceback of what was no mistake of the user's;
-    SIGINT and SIGTERM stop them all, saved (Stopped). With ``screen``, which shows them all, each says what it has to
-    say in its folder, in log.txt.
+    SIGINT, SIGTERM and SIGHUP stop them all, saved (Stopped). With ``screen``, which shows them all, each says what it
+    has to say in its folder, in log.txt.
     """
     with Signals() as signals:
         streams = {device: new_stream(device) for device in {pick_device(job.cfg.device) for job in jobs}}

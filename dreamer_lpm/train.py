@@ -49,7 +49,7 @@ from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import to_plain
 from dreamer_lpm.state import State
 from dreamer_lpm.team import Team
-from dreamer_lpm.types import NotFinite, UserError
+from dreamer_lpm.types import STOPS, NotFinite, UserError
 
 CONFIG_FILE = "config.json"
 LOG_FILE = "log.txt"  # of a run among several: what a run alone says on the screen
@@ -79,7 +79,7 @@ def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False, team: Team | N
     """Start a run in ``run_dir``, or go on with the one there. Returns what it left behind.
 
     ``team``: the processes that learn it together, of which this is the first. Raises UserError before any work is
-    lost, and Stopped, once all is saved, on SIGINT and SIGTERM.
+    lost, and Stopped, once all is saved, on SIGINT, SIGTERM and SIGHUP.
     """
     with Signals() as signals, own_stream(pick_device(cfg.device)):
         work = session(Job(cfg, run_dir, resume, team), signals)
@@ -250,19 +250,22 @@ class _Session:
         count = state.tally.rollbacks + 1
         if count <= self.cfg.rollbacks:
             rates = f"{self.cfg.rollback_lr**count:g} of the learning rates"
-            return _FellIll(f"Back to the last checkpoint, with {rates} ({where}).{kept}", count)
+            to = "last checkpoint" if checkpoint.checkpoints(self.run_dir) else "beginning, for nothing was saved yet"
+            return _FellIll(f"Back to the {to}, with {rates} ({where}).{kept}", count)
         return UserError(
-            f"A number that is none at {where}; after {self.cfg.rollbacks} rollbacks the run gives up.{kept} Its last "
-            "checkpoint is whole: look at the env's rewards, or start again with smaller learning rates."
+            f"A number that is none at {where}; after {self.cfg.rollbacks} rollbacks the run gives up;"
+            f" {self._whole()}.{kept} Look at the env's rewards, or start again with smaller learning rates."
         )
 
     def _unwritten(self, step: int, error: OSError) -> str:
-        whole = checkpoint.checkpoints(self.run_dir)
-        kept = f"the checkpoint {whole[-1].name} is whole" if whole else "nothing was saved yet"
         return (
-            f"{self.run_dir} could not be written ({error.strerror or error}) at step {step:,}; {kept}: make room "
-            "there, then go on with --resume."
+            f"{self.run_dir} could not be written ({error.strerror or error}) at step {step:,}; {self._whole()}: make "
+            "room there, then go on with --resume."
         )
+
+    def _whole(self) -> str:
+        whole = checkpoint.checkpoints(self.run_dir)
+        return f"the checkpoint {whole[-1].name} is whole" if whole else "nothing was saved yet"
 
 
 @dataclass(frozen=True)
@@ -295,7 +298,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
 
 class Signals:
-    """Notes SIGINT and SIGTERM instead of dying, from ``note`` on; the loop looks at ``caught`` between steps."""
+    """Notes the signals of ``STOPS`` instead of dying, from ``note`` on; the loop looks at ``caught`` between steps."""
 
     def __init__(self) -> None:
         self.caught: int | None = None
@@ -307,8 +310,9 @@ class Signals:
     def note(self) -> None:
         """Begin; before there is anything to save, a signal may as well end the program."""
         if not self._before and threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._before[signum] = signal.signal(signum, self._note)
+            for signum in STOPS:
+                if signal.getsignal(signum) != signal.SIG_IGN:
+                    self._before[signum] = signal.signal(signum, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.caught = signum

@@ -18,6 +18,7 @@ Nothing here imports torch at run time, so torch-free packages may use it.
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
     import numpy as np
     from torch import Tensor
+
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""After these a run is saved before it ends; one that is ignored, as SIGHUP is under nohup, stays ignored."""
 
 
 class UserError(ValueError):

@@ -37,7 +37,7 @@ from dreamer_lpm.report.strict_json import sealed
 from dreamer_lpm.settings import from_plain
 from dreamer_lpm.state import State, Tally
 from dreamer_lpm.train import Report, Stopped, train
-from dreamer_lpm.types import UserError
+from dreamer_lpm.types import STOPS, UserError
 from tests.tiny_run import TINY, WITH_TV, differences, everything, metrics, write_config
 
 ROOT = Path(__file__).parents[1]
@@ -276,7 +276,7 @@ def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 12
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_a_process_is_stopped_and_goes_on(signum: signal.Signals, tmp_path: Path, process_env: dict[str, str]) -> None:
     """SIGTERM, Ctrl-C and SIGKILL at whatever step they hit; in the end, the same bits as without them."""
     config = write_config(tmp_path, env_name="Pendulum-v1", steps=100_000)
@@ -685,6 +685,6 @@ def test_the_world_model_of_the_tiny_preset_learns_the_pendulum(tmp_path: Path) 
 @pytest.fixture(autouse=True)
 def no_leftovers() -> Iterator[None]:
     """The handlers of signals are as they were, whatever a run did."""
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(s) for s in STOPS]
     yield
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(s) for s in STOPS] == before

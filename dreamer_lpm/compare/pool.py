@@ -17,11 +17,10 @@ from typing import Self
 
 from dreamer_lpm.report.metrics import METRICS_FILE
 from dreamer_lpm.report.screen import Screen
-from dreamer_lpm.types import UserError
+from dreamer_lpm.types import STOPS, UserError
 
 LOCK_FILE = ".lock"
 LOOK_EVERY = 0.2  # seconds
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # unless ignored, as SIGHUP under nohup
 MISTAKE = 2  # exit status of a user's mistake, which another try cannot mend
 _STEP = re.compile(rb'^\{"step": (\d+)')
 _TAIL = 1 << 16  # bytes; a line of an evaluation is a few thousand

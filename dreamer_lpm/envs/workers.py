@@ -22,7 +22,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from dreamer_lpm.envs.coverage import grid_of
 from dreamer_lpm.envs.wrappers import env_name
-from dreamer_lpm.types import UserError
+from dreamer_lpm.types import STOPS, UserError
 
 ANSWER_WITHIN = 20.0  # seconds for a step or a reset: a hung env is going again within 30, a run saved within 25
 START_WITHIN = 120.0  # seconds until a worker has made its envs
@@ -186,7 +186,7 @@ class RemoteEnv(gym.Env[Any, Any]):
 
 def serve(handle: int) -> None:
     """The worker's side, until the run closes the pipe. ``handle``: its end of the pipe."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)  # these are for the run, which may want to save first
     with Connection(handle) as pipe, suppress(EOFError, OSError):
         sys.path[:] = pipe.recv()

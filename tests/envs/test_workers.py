@@ -21,7 +21,7 @@ from dreamer_lpm.envs import EnvConfig, Envs, Row, episode_seed, make_env
 from dreamer_lpm.envs.workers import ANSWER_WITHIN, MOST_RESTARTS
 from dreamer_lpm.noisy_tv import TVSpec
 from dreamer_lpm.noisy_tv.images import static
-from dreamer_lpm.types import NotFinite, UserError
+from dreamer_lpm.types import STOPS, NotFinite, UserError
 from tests.envs.test_vector import assert_equal_rows, play, random_actions
 from tests.probes.counter_env import CounterEnv, read
 
@@ -228,7 +228,7 @@ def test_a_signal_to_all_processes_is_the_runs_to_answer() -> None:
     """As Ctrl-C and a cluster send it: the workers go on, so that what was done can be saved."""
     with closing(Envs(MAKES["continuous"], 2, 5, workers=1)) as envs:
         envs.reset_row()
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in STOPS:
             os.kill(envs._workers[0]._process.pid, signum)
         play(envs, 3)
         assert envs.restarts == 0

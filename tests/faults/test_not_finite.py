@@ -158,7 +158,7 @@ def test_it_learns_more_slowly_each_time_and_in_the_end_gives_up(
     message = str(told.value)
     assert message.startswith("A number that is none at step ")
     assert "loss/reward" in message
-    assert "after 2 rollbacks the run gives up. What it learned from is in " in message
+    assert "after 2 rollbacks the run gives up; the checkpoint step_000000060 is whole. What it learned from" in message
     assert "\n" not in message
     world_lr = CFG.agent.world_lr
     assert rates == [world_lr, world_lr / 2, world_lr / 4]
@@ -170,10 +170,11 @@ def test_it_learns_more_slowly_each_time_and_in_the_end_gives_up(
 
 
 def test_a_run_without_a_checkpoint_goes_back_to_its_beginning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], undisturbed: dict[str, Any]
 ) -> None:
     in_gradient(monkeypatch, math.inf, 1)
     train(replace(CFG, checkpoint_every=1000), tmp_path)
+    assert "Back to the beginning, for nothing was saved yet, with 1 of the learning rates" in capsys.readouterr().out
     got = everything(tmp_path)
     got["tally"]["rollbacks"] = 0
     assert differences(got, undisturbed) == []

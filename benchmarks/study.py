@@ -2,7 +2,8 @@
 
     dreamer-lpm compare --grid benchmarks/study.toml --out runs/study
     dreamer-lpm compare --grid benchmarks/bank.toml --out runs/bank
-    python3 benchmarks/study.py runs/study runs/bank
+    dreamer-lpm compare --grid benchmarks/gate.toml --out runs/gate
+    python3 benchmarks/study.py runs/study runs/bank runs/gate
 
 Reads the grids' folders alone, as `dreamer-lpm report` does; runs nothing. Those committed are in
 benchmarks/results/study, one for each time that a machine was at hand; of two runs of one seed the first counts.
@@ -47,6 +48,7 @@ def held(yes: bool) -> str:
 
 
 ENOUGH = 5_800  # env steps from which on a run that was cut off still says where its policy went, without a reward
+UNGATED = "_ungated"  # of methods whose world model has no gate (benchmarks/gate.toml)
 BLIND = "_unpriced"  # of methods with a reward whose runs were made before going blind had a price
 
 
@@ -103,10 +105,10 @@ def claims(study: Grid, longer: Sequence[Grid], coverage: dict[str, Estimate]) -
             kept, steps = kept_of(grid, method), grid.cells[0].config["steps"]
             row(f"`{method}` with the task's reward keeps what it earns without the TV, {steps:,} steps",
                 "at least 0.95", said(kept), kept.n, kept.value >= 0.95)  # fmt: skip
-    luck = estimate(share_curves(study, "free_random", "remote")[:, 2:].max(1))  # the highest of some is above chance
+    luck = highest(study, "free_random", "remote")  # the highest of some is above chance
     for method in DEAF:
-        curves = share_curves(study, f"free_{method}", "remote_k1")[:, 2:]  # since learning began
-        most, last = estimate(curves.max(1)), estimate(curves[:, -3:].mean(1))
+        most = highest(study, f"free_{method}", "remote_k1")
+        last = estimate(late_shares(study, f"free_{method}", "remote_k1"))
         found = (
             f"highest {BIN} steps {said(most, percent=True)} (random {said(luck, percent=True)}), last quarter "
             f"{said(last, percent=True)}"
@@ -140,9 +142,9 @@ def late_shares(grid: Grid, method: str, arm: str = "remote") -> list[float]:
     ]
 
 
-def covered(grid: Grid, method: str) -> list[float]:
-    """Share of the state grid that was visited before the remote TV, every seed's."""
-    return [episodes(c)[-1]["coverage"] for c in runs(grid, method, "remote")]
+def covered(grid: Grid, method: str, arm: str = "remote") -> list[float]:
+    """Share of the state grid that was visited, every seed's."""
+    return [episodes(c)[-1]["coverage"] for c in runs(grid, method, arm)]
 
 
 def share_curves(grid: Grid, method: str, arm: str) -> np.ndarray:
@@ -154,6 +156,25 @@ def share_curves(grid: Grid, method: str, arm: str) -> np.ndarray:
             bins[min(len(bins) - 1, (int(r["step"]) - 1) // BIN)].append(r["tv_share"])
         curves.append([float(np.mean(b)) for b in bins])
     return np.array(curves)
+
+
+def highest(grid: Grid, method: str, arm: str) -> Estimate:
+    """TV share of each run's BIN steps that had most of it, since learning began."""
+    return estimate(share_curves(grid, method, arm)[:, 2:].max(1))
+
+
+def gate(grid: Grid, methods: Sequence[str], arms: Sequence[str]) -> list[str]:
+    """Reward-free methods with the world model's gate and without, before a TV that changes and one that does not."""
+    lines = ["| bonus | gate | TV | last quarter | its seeds | highest 500 steps | coverage |", "|---" * 7 + "|"]
+    for method in methods:
+        for arm, pictures in zip(arms, ("a new photo each step", "K = 1"), strict=True):
+            for name, has in ((f"free_{method}", "yes"), (f"free_{method}{UNGATED}", "no")):
+                if shares := late_shares(grid, name, arm):
+                    each = ", ".join(f"{x * 100:.0f}" for x in shares)
+                    figures = (estimate(shares), highest(grid, name, arm), estimate(covered(grid, name, arm)))
+                    late, most, coverage = (said(e, percent=True) for e in figures)
+                    lines.append(f"| `{method}` | {has} | {pictures} | {late} | {each} | {most} | {coverage} |")
+    return lines
 
 
 def bank(grid: Grid, coverage: dict[str, Estimate], arms: Sequence[str]) -> list[str]:
@@ -237,13 +258,16 @@ def main() -> None:
     missing = [f"{method} in {arm}" for method, arm in NEEDED if not runs(study, method, arm)]
     if missing:
         parser.error(f"the claims need all pieces of the study; these folders hold no runs of {', '.join(missing)}")
-    free = [m.removeprefix("free_") for m in study.methods if m.startswith("free_") and runs(study, m, "remote")]
+    gated = (m for m in study.methods if m.startswith("free_") and not m.endswith(UNGATED))
+    free = [m.removeprefix("free_") for m in gated if runs(study, m, "remote")]
     coverage = {name: estimate(covered(study, f"free_{name}")) for name in free}
     names, arms = ("none", "prediction_error", *DEAF), ("sham", "remote", "remote_k1")
     parts = {
         "claims": claims(study, longer, coverage),
         "bank": bank(study, coverage, arms[1:]),
     }
+    if any(m.endswith(UNGATED) for m in study.methods):
+        parts["gate"] = gate(study, ("none", "lpm"), arms[1:])
     tables = [("priced", study, ""), ("rewarded", study, BLIND), *(("longer", grid, "") for grid in longer)]
     for part, grid, after in tables:
         methods = [name + after for name in names if runs(grid, name + after, "remote")]

@@ -75,7 +75,7 @@ DIFFERENCES = (
     " dream for continuous actions. dreamer_v3_5 also trains its critic on replayed sequences, ours does not.",
     "Two-hot heads: ours have 41 bins, the peer's 255. Norms: ours layer norm, dreamer_v3_5 RMS norm. Optimizer: ours"
     " fused Adam, dreamer_v3_5 LaProp with adaptive clipping, dreamer_v3 three fused Adams.",
-    "The preset `tiny` is another architecture (dense core of 256, 16x16 latents, k8 s4 stem) and dreams from 128"
+    "The preset `tiny` is another architecture (dense core of 256, 16x16 latents, k8 s4 stem) and dreams from 96"
     " states: its ratio is what a user feels, not one at equal sizes.",
 )
 

@@ -28,8 +28,8 @@ class TVSpec:
 
     source: str = "auto"
     """Where the pictures come from: cifar10, photos (crops of photographs, offline), static (uniform noise), digits,
-    folder:PATH (its .png, .jpg, .jpeg and .bmp files), or auto: CIFAR-10 if it can be had within seconds, else the
-    photographs."""
+    folder:PATH (its .png, .jpg, .jpeg and .bmp files), or auto: CIFAR-10 if it is on disk or its server answers within
+    5 seconds, else the photographs."""
     trigger: Trigger = "action"
     """What switches the TV on for a frame. action: an action of the env itself, which also does its usual job. remote:
     one extra action that does nothing else. passive: chance. always: every frame. state: what is true of the env."""

@@ -89,7 +89,7 @@ class RSSM(nn.Module):
         self.post_out = nn.Linear(cfg.hidden, flat)
         with torch.no_grad():
             # Codes that differ between frames from the first update on. From torch's own small weights they are all
-            # noise, the decoder learns to ignore them, and the encoder takes off later (300 instead of 200 updates).
+            # noise, the decoder learns to ignore them, and the encoder takes off later.
             self.post_out.weight.mul_(8.0)
         self.gate = NoiseGate(cfg.deter, cfg.hidden) if cfg.noise_gate else None
 

@@ -91,6 +91,8 @@ class TVSpec:
 
         >>> TVSpec(source="photos", tv_action=0).describe()
         'A TV shows photos over the full frame: a new picture on each step whose action is 0.'
+        >>> TVSpec(source="photos", trigger="remote", pool=1).describe()
+        'A TV shows photos (a pool of 1) over the full frame: the same picture on each step that presses an extra button.'
         >>> TVSpec(source="static", trigger="remote", region="patch", persistence="sticky", pool=1).describe()
         'A TV shows static (a pool of 1) over a patch: one picture until the next step that presses an extra button.'
         >>> TVSpec(source="digits", trigger="state", when="cos(state[0]) > 0.9").describe()
@@ -104,7 +106,8 @@ class TVSpec:
             return 'No TV (control "sham": its trigger is there and nothing happens).'
         pictures = self.source if self.pool is None else f"{self.source} (a pool of {self.pool})"
         where = "the full frame" if self.region == "full" else f"a {self.region}"
-        held = "a new picture on each step" if self.persistence == "new" else "one picture until the next step"
+        drawn = "the same picture" if self.pool == 1 else "a new picture"
+        held = f"{drawn} on each step" if self.persistence == "new" else "one picture until the next step"
         return f"A TV shows {pictures} over {where}: {held}{self._event()}."
 
     __str__ = describe

@@ -242,6 +242,8 @@ class Agent(nn.Module):
             return actor.mode(feat)
         if policy == "sample":
             return actor.sample(feat, actor.noise(uniform))[0]
+        if policy != "random":
+            raise ValueError(f"policy must be mode, sample or random, not {policy!r}")
         return one_hot(uniform.argmax(-1), self.spec.size) if self.spec.is_discrete else uniform * 2 - 1
 
     def autocast(self) -> torch.autocast:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -233,12 +232,8 @@ class Behavior(nn.Module):
             weight = torch.cat([alive.to(cont.dtype).unsqueeze(0), cont[:-1]]).cumprod(0)
         least, most = self.actor.entropy_range()
         # A single choice, or a single standard deviation, has no range to be in.
-        self.randomness = (entropy.detach().mean() - least) / ((most - least) or 1.0)
+        self.randomness = (entropy.detach().mean() - least) / (most - least) if most > least else cont.new_ones(())
         return {
             "actor": -weight * (log_prob * advantage + self.cfg.entropy * entropy),
             "critic": weight * critic.distance(logits, returns, critic.steady(acted) if steady is None else steady),
         }
-
-    def trained(self) -> Iterator[nn.Parameter]:
-        """Parameters that the optimizer moves (the slow critic follows by itself)."""
-        return (p for p in self.parameters() if p.requires_grad)

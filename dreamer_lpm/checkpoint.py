@@ -74,8 +74,8 @@ def save(run_dir: Path, what: Saved, *, keep: int = KEEP) -> Path:
         }
         _write(scratch / MANIFEST, lambda file: file.write(json.dumps(sealed(manifest), indent=1).encode()))
         fsync(scratch)
-        if final.exists():
-            _discard(final)
+        for later in [path for path in checkpoints(run_dir) if path.name >= final.name]:
+            _discard(later)  # those beyond were damaged, or the run would have gone on from there
         scratch.rename(final)
         fsync(root)
     finally:

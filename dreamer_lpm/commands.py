@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from dreamer_lpm.config import RunConfig
+from dreamer_lpm.config import RunConfig, settled
 from dreamer_lpm.envs import make_env
 from dreamer_lpm.evaluate import evaluate, export_agent, load, record
 from dreamer_lpm.machine import let_streams_run_side_by_side
@@ -74,7 +74,7 @@ def _train(args: list[str], guide: bool, team: Team | None) -> int:
     if known.seeds is not None:
         if team:
             raise UserError("torchrun's processes learn one agent; for --seeds start dreamer-lpm without it.")
-        jobs = [_job(known, rest, program, run_dir, seed) for seed in read_seeds(known.seeds)]
+        jobs = _alike(_seeded(known, rest, program, run_dir))
         return _train_many(jobs, _again(known, program, run_dir, "--seeds", known.seeds))
     job = _job(known, rest, program, run_dir)
     try:
@@ -95,11 +95,35 @@ def _again(known: argparse.Namespace, program: str, run_dir: Path, *more: str) -
     return shlex.join([*python, *program.split(), "--resume", "--run-name", run_dir.name, *more, *elsewhere])
 
 
-def _job(known: argparse.Namespace, rest: list[str], program: str, run_dir: Path, seed: int | None = None) -> Job:
-    """The run that the options ask for; with ``seed``, that one among several."""
-    run_dir = run_dir if seed is None else run_dir.with_name(f"{run_dir.name}-{seed}")
-    if seed is not None and not (run_dir / CONFIG_FILE).is_file():
-        known = argparse.Namespace(**{**vars(known), "resume": False})  # one that had not begun when all were stopped
+def _seeded(known: argparse.Namespace, rest: list[str], program: str, run_dir: Path) -> list[Job]:
+    """A run for each of --seeds. One that had not begun when all were stopped takes the settings of one that had."""
+    runs = {seed: run_dir.with_name(f"{run_dir.name}-{seed}") for seed in read_seeds(known.seeds)}
+    begun = [path for path in runs.values() if (path / CONFIG_FILE).is_file()]
+    jobs = []
+    for seed, path in runs.items():
+        like = path if path in begun or not begun else begun[0]
+        job = _job(known, rest, program, like)
+        fresh = dataclasses.replace(job.cfg, seed=seed)
+        jobs.append(job if job.resume and like == path else Job(fresh, path))
+    return jobs
+
+
+def _alike(jobs: list[Job]) -> list[Job]:
+    """Those that begin with what is left to the machine decided once for all: device, arithmetic, pictures."""
+    fresh = [job for job in jobs if not job.resume]
+    if not fresh:
+        return jobs
+    cfg = settled(fresh[0].cfg)
+    spec = cfg.env().tv
+    pictures = load_images(spec.source, cfg.data_dir) if spec else None
+    return [
+        job if job.resume else Job(dataclasses.replace(cfg, seed=job.cfg.seed), job.run_dir, pictures=pictures)
+        for job in jobs
+    ]
+
+
+def _job(known: argparse.Namespace, rest: list[str], program: str, run_dir: Path) -> Job:
+    """The run that the options ask for."""
     base = _base(known, run_dir)
     cfg = tyro.cli(
         RunConfig, args=rest, default=base, prog=program, description="", config=(tyro.conf.HelptextFromCommentsOff,)
@@ -107,8 +131,6 @@ def _job(known: argparse.Namespace, rest: list[str], program: str, run_dir: Path
     cfg = from_plain(RunConfig, to_plain(cfg))  # flags as strict as files: no NaN
     if known.resume:
         _check_resumed(base, cfg)
-    elif seed is not None:
-        cfg = dataclasses.replace(cfg, seed=seed)
     return Job(cfg, run_dir, known.resume)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,17 +117,12 @@ class RunConfig:
             least = 1 if isinstance(value, int) else 0
             if value < least:
                 raise UserError(f"{name} must be {least} or more, not {value}.")
+            if value == 0 and name in _NEVER_ZERO:
+                raise UserError(f"{name} must be above 0.")
         _check_rssm(self.agent.world.rssm)
         _check_stages(self.agent.world.stages)
         _check_behavior(self.agent.behavior)
-        if self.seq_length < 2:  # curiosity learns from what lies between two steps
-            raise UserError(f"seq_length must be 2 or more, not {self.seq_length}.")
-        held = self.replay_capacity // self.num_envs
-        if held <= self.seq_length:
-            raise UserError(
-                f"A replay_capacity of {self.replay_capacity} holds {held} steps of each env, and a sequence needs "
-                f"{self.seq_length + 1}: raise it to {self.num_envs * (self.seq_length + 1)}, or lower seq_length."
-            )
+        _check_memory(self)
 
     def env(self, *, tv_on: bool = True) -> EnvConfig:
         """The env of this run; ``tv_on=False`` is the same with a TV that shows nothing ("sham", if it is a real one).
@@ -147,6 +143,10 @@ class RunConfig:
         )
 
 
+_NEVER_ZERO = ("world.rssm.unimix", "world.recon_knee", "behavior.unimix", "behavior.return_rate")
+"""What is divided by, or keeps a logarithm finite."""
+
+
 def _numbers(cfg: Any, where: str = "") -> Iterator[tuple[str, float]]:
     """The names and values of all sizes, rates and weights of a config."""
     for name, value in ((where + f.name, getattr(cfg, f.name)) for f in dataclasses.fields(cfg)):
@@ -154,6 +154,22 @@ def _numbers(cfg: Any, where: str = "") -> Iterator[tuple[str, float]]:
             yield from _numbers(value, f"{name}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield name, value
+
+
+def _check_memory(cfg: RunConfig) -> None:
+    """Raises UserError where replay or queue cannot hold what is learned from."""
+    if cfg.seq_length < 2:  # curiosity learns from what lies between two steps
+        raise UserError(f"seq_length must be 2 or more, not {cfg.seq_length}.")
+    transitions, names = cfg.batch_size * (cfg.seq_length - 1), re.split(r"[+*\s]+", cfg.agent.curiosity)
+    if "lpm" in names and cfg.agent.bonus.queue < transitions:
+        queue = cfg.agent.bonus.queue
+        raise UserError(f"A bonus.queue of {queue} cannot hold the {transitions} transitions of a batch; raise it.")
+    held = cfg.replay_capacity // cfg.num_envs
+    if held <= cfg.seq_length:
+        raise UserError(
+            f"A replay_capacity of {cfg.replay_capacity} holds {held} steps of each env, and a sequence needs "
+            f"{cfg.seq_length + 1}: raise it to {cfg.num_envs * (cfg.seq_length + 1)}, or lower seq_length."
+        )
 
 
 def _check_rssm(cfg: RSSMConfig) -> None:
@@ -190,6 +206,9 @@ def _check_behavior(cfg: BehaviorConfig) -> None:
         )
     if cfg.unimix >= 1:
         raise UserError(f"behavior.unimix must be below 1, not {cfg.unimix}.")
+    for name in ("gamma", "lam", "slow_rate", "return_rate"):
+        if getattr(cfg, name) > 1:
+            raise UserError(f"behavior.{name} must be 1 or less, not {getattr(cfg, name)}.")
 
 
 def settled(cfg: RunConfig) -> RunConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ FORMAT = 1  # of an agent file
 AGENT_FILE = "agent_lpm.pth"  # of a run
 WEIGHTS_FILE, CONFIG_FILE = "weights.safetensors", "config.json"  # of an agent folder
 LARGEST_CONFIG = 1_000_000  # bytes
+FILM = 2_000  # steps of an episode that are filmed at most; all their pictures are in memory at once
 MOST_LAYERS = 100
 ANY_SPEC = ActionSpec("continuous", 1)
 
@@ -43,6 +44,7 @@ class Scores:
     returns: list[float]
     lengths: list[int]  # agent steps
     tv_shares: list[float]  # of an episode's steps, in [0, 1]
+    news: Sequence[str] = ()  # of processes of the envs that died, whose episodes ended there
 
     def row(self, *, has_tv: bool = True) -> dict[str, Any]:
         """As a row of metrics; no TV, no share of it."""
@@ -67,19 +69,21 @@ def evaluate(
     seed: int,
     policy: Policy = "mode",
     watch: Callable[[], None] = _go_on,
+    workers: int = 0,
 ) -> Scores:
     """Play ``episodes`` whole episodes side by side in one env each, on seeds of their own.
 
     The agent's generator is put back afterwards: evaluating never changes the training that follows. ``watch`` is
-    called before each step, and may raise to end it.
+    called before each step, and may raise to end it. ``workers``: processes that step the envs, as in ``Envs``; where
+    one dies the episode ends there.
     """
-    envs = Envs(make, episodes, seed)
+    envs = Envs(make, episodes, seed, workers=workers)
     kept = agent.generator.get_state()
     agent.generator.manual_seed(seed)
     returns, lengths, watched = np.zeros(episodes), np.zeros(episodes, int), np.zeros(episodes)
     playing = np.ones(episodes, bool)
-    row, acting = envs.reset_row(), agent.acting(policy)
     try:
+        row, acting = envs.reset_row(), agent.acting(policy)
         with own_stream(agent.device):
             carry = agent.begin(episodes)
             while playing.any():
@@ -93,7 +97,7 @@ def evaluate(
     finally:
         agent.generator.set_state(kept)
         envs.close()
-    return Scores(returns.tolist(), lengths.tolist(), (watched / lengths).tolist())
+    return Scores(returns.tolist(), lengths.tolist(), (watched / lengths).tolist(), envs.news())
 
 
 @torch.no_grad()
@@ -106,17 +110,18 @@ def record(
     title: str = "",
     has_tv: bool,
     watch: Callable[[], None] = _go_on,
+    workers: int = 0,
 ) -> EpisodeTrace:
     """Play one episode and keep what the env showed, what the model made of it, and what it had expected.
 
-    ``watch`` as in :func:`evaluate`.
+    Of a longer one, its first FILM steps. ``watch`` and ``workers`` as in :func:`evaluate`.
     """
-    envs = Envs(make, 1, seed)
+    envs = Envs(make, 1, seed, workers=workers)
     kept = agent.generator.get_state()
     agent.generator.manual_seed(seed)
     frames: dict[str, list[Any]] = {k: [] for k in ("obs", "reward", "tv_on", "bonus", "seen", "expected")}
-    carry, row = agent.begin(1), envs.reset_row()
     try:
+        carry, row = agent.begin(1), envs.reset_row()
         while True:
             watch()
             before, carry = carry, agent.act(carry, row, policy)
@@ -126,7 +131,7 @@ def record(
             frames["seen"].append(_picture(agent.world.decoder(carry.latent.feat)))
             frames["expected"].append(_picture(agent.world.predict(carry.latent)))
             frames["bonus"].append(0.0 if row["is_first"][0] else _bonus(agent, before.latent, row, carry.latent))
-            if row["is_last"][0]:
+            if row["is_last"][0] or len(frames["obs"]) == FILM:
                 break
             row = envs.step(carry.action.cpu().numpy())
     finally:
@@ -188,7 +193,7 @@ def _description(agent: Agent, about: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_folder(folder: Path) -> dict[str, Any]:
     for name, most in ((CONFIG_FILE, LARGEST_CONFIG), (WEIGHTS_FILE, None)):
-        size = regular_size(folder / name)
+        size = regular_size((folder / name).resolve())  # what a cache of models holds are links
         if most is not None and size > most:
             raise ValueError(f"{name} is larger than it can be")
     description = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -251,7 +256,7 @@ def load(path: str | Path, device: str = "cpu") -> Player:
     if own.is_file() and not (path / WEIGHTS_FILE).exists():
         raise UserError(f"{path} is the folder of a run; its agent is {own}.")
     try:
-        data = _read_folder(path) if path.is_dir() else read_tensors(path)
+        data = _read_folder(path) if path.is_dir() else read_tensors(path.resolve())
         if data["format"] != FORMAT:
             raise UserError(f"{path} has format {data['format']}, this version reads {FORMAT}; update dreamer-lpm.")
         cfg, spec = from_plain(AgentConfig, data["config"]), from_plain(ActionSpec, data["spec"], ANY_SPEC)

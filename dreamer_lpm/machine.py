@@ -35,7 +35,10 @@ def pick_device(wanted: str) -> torch.device:
             f"Device '{wanted}' is not available here; use --device auto, or one of: "
             f"{', '.join(k for k, ok in there.items() if ok)}."
         )
-    return torch.device(wanted)
+    try:
+        return torch.device(wanted)
+    except RuntimeError:
+        raise UserError(f"'{wanted}' is no device; name one as cpu, cuda or cuda:1.") from None
 
 
 def pick_precision(wanted: str, device: torch.device) -> Precision:

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -39,6 +40,7 @@ from dreamer_lpm.guard import FIRST_ALARM, alarms, save_batch
 from dreamer_lpm.lock import RunLock
 from dreamer_lpm.machine import keep_freed_memory, pick_device, set_tf32
 from dreamer_lpm.noisy_tv import ImageSource, TVImages, TVSpec, load_images
+from dreamer_lpm.noisy_tv.images import Pool
 from dreamer_lpm.report.measures import BIN, escape_step, late_mean, late_tv_share
 from dreamer_lpm.report.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoardSink, WandbSink, read_metrics
 from dreamer_lpm.report.plots import plot_run
@@ -73,6 +75,7 @@ class Job:
     run_dir: Path
     resume: bool = False
     team: Team | None = None  # who learns it with this process
+    pictures: tuple[ImageSource, TVImages] | None = None  # of its TV, where they are found already
 
 
 def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False, team: Team | None = None) -> Report:
@@ -129,7 +132,9 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
             set_tf32(cfg.precision != "fp32")
         keep_freed_memory()
         spec = cfg.env().tv
-        images, shown = load_images(spec.source, cfg.data_dir) if spec else (None, None)
+        images, shown = job.pictures or (load_images(spec.source, cfg.data_dir) if spec else (None, None))
+        if images and spec and spec.pool:
+            images = Pool(images, spec.pool)  # once for all envs, those of evaluations too
         if shown:
             # Whatever "auto" finds tomorrow, this run goes on with these pictures, and its record says how they were
             # found.
@@ -151,12 +156,13 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
 
 def _vain(cfg: RunConfig) -> Iterator[str]:
     """What was asked for and will have no effect."""
-    if not cfg.noisy_tv and cfg.tv != TVSpec():
-        yield "There is no TV, whatever tv.* says: add --noisy-tv."
-    if cfg.steps <= max(cfg.prefill, cfg.seq_length):
+    if not cfg.noisy_tv and (cfg.tv != TVSpec() or cfg.tv_images != "auto"):
+        yield "There is no TV, whatever tv.* and --tv-images say: add --noisy-tv."
+    first = max(cfg.prefill, cfg.seq_length * cfg.num_envs)
+    if cfg.steps <= first:
         yield (
-            f"Nothing will be learned: {cfg.steps:,} steps end within the first {max(cfg.prefill, cfg.seq_length):,}, "
-            "which only fill the memory (--prefill, --seq-length)."
+            f"Nothing will be learned: {cfg.steps:,} steps end within the first {first:,}, which only fill the memory "
+            "(--prefill, --seq-length, --num-envs)."
         )
 
 
@@ -185,12 +191,12 @@ class _Session:
         """Prepare everything, then loop and finish."""
         cfg, run_dir = self.cfg, self.run_dir
         state = State(cfg, self.images, self.team)
-        state.forecast.check_disk(run_dir, cfg.keep_checkpoints)
-        metrics_at = self._restore(state, say) if resume else None
-        state.slow_down(max(rollbacks, state.tally.rollbacks))
-        self._write_config()
         with ExitStack() as stack:
             stack.callback(state.envs.close)
+            state.forecast.check_disk(run_dir, cfg.keep_checkpoints)
+            metrics_at = self._restore(state, say) if resume else None
+            state.slow_down(max(rollbacks, state.tally.rollbacks))
+            self._write_config()
             signals.note()
             console = Console(file=stack.enter_context((run_dir / LOG_FILE).open("a"))) if in_file else None
             log = stack.enter_context(MetricsLog(run_dir, _sinks(cfg, run_dir, state), resume_at=metrics_at))
@@ -286,12 +292,15 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     path = run_dir / CONFIG_FILE
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(about["config"], dict) and ("sha256" not in about or is_sealed(about)):
+        exported = "spec" in about
+        if not exported and isinstance(about["config"], dict) and ("sha256" not in about or is_sealed(about)):
             return dict(about)
     except FileNotFoundError:
         raise UserError(f"{run_dir} holds no run to resume (no {CONFIG_FILE}); check --run-name and --runs.") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass  # told below, with the other kind of damage
+        exported = False  # told below, with the other kind of damage
+    if exported:
+        raise UserError(f"{run_dir} is an exported agent and no run; name a run's folder.")
     copies = [folder / CONFIG_FILE for folder in reversed(checkpoint.checkpoints(run_dir))]
     fix = next((f"put back its copy: cp {copy} {path}" for copy in copies if copy.is_file()), "restore it")
     raise UserError(f"{path} is damaged; {fix}.")
@@ -356,7 +365,8 @@ class _Run:
     ):
         self.cfg, self.run_dir, self.run, self.state, self.images = cfg, run_dir, run, state, images
         self.log, self.bar, self.signals = log, bar, signals
-        self.clock = time.monotonic()
+        self.clock = time.monotonic()  # until then tally.seconds counts
+        self.paced = state.step, self.clock  # where and when the pace of the log's next line begins
         self.alarmed = set[str]()  # each alarm is told once
         self.recent = deque[bool](maxlen=500)  # of TV on/off, for the screen alone
         self.tv_chance = tv_chance(cfg.env())
@@ -444,18 +454,15 @@ class _Run:
         if s.step - tally.logged < self.cfg.log_every:
             return
         s.guard.ask()
-        passed = s.step - tally.logged
         tally.logged = s.step
+        (step, at), self.paced = self.paced, (s.step, time.monotonic())
         if s.summed == 0:
             return
         values = {k: v for k, v in s.sums.means().items() if self._says_something(k)}
-        now = time.monotonic()
-        tally.seconds += now - self.clock
-        values["wall_steps_per_s"] = passed / (now - self.clock)
+        values["wall_steps_per_s"] = (s.step - step) / (self.paced[1] - at)
         if s.probe and self.cfg.tv.control is None:
             values |= s.probe.report()
         self._alarm(values)
-        self.clock = now
         self.log.write(s.step, "train", {"updates": tally.updates, **values})
         s.summed = 0
 
@@ -473,7 +480,7 @@ class _Run:
         return (self.cfg.noisy_tv or not of_tv) and (self.cfg.agent.curiosity != "none" or not of_bonus)
 
     def _make(self, *, tv_on: bool) -> Callable[[], gym.Env[Any, Any]]:
-        return lambda: make_env(self.cfg.env(tv_on=tv_on), images=self.images)
+        return partial(make_env, self.cfg.env(tv_on=tv_on), images=self.images)  # for workers, too
 
     def _evaluate(self, episodes: int) -> tuple[Scores, Scores | None, Path | None]:
         """What ``_play`` says. A signal ends it and the run; whoever goes on begins the evaluation again."""
@@ -495,18 +502,20 @@ class _Run:
         """
         s = self.state
         self.bar.update(s.step, note="evaluating")
-        watch = self._give_way
-        scores = evaluate(s.agent, self._make(tv_on=True), episodes=episodes, seed=EVAL_SEED, watch=watch)
+        how: Any = {"seed": EVAL_SEED, "watch": self._give_way, "workers": self.cfg.env_workers}
+        scores = evaluate(s.agent, self._make(tv_on=True), episodes=episodes, **how)
+        for line in scores.news:
+            self.bar.say(f"{line} It was evaluating: that episode ended there.")
         off = None
         if self.cfg.noisy_tv:
             same = self.cfg.env(tv_on=False) == self.cfg.env()  # a TV that was a sham from the start
             make = self._make(tv_on=False)
-            off = scores if same else evaluate(s.agent, make, episodes=episodes, seed=EVAL_SEED, watch=watch)
+            off = scores if same else evaluate(s.agent, make, episodes=episodes, **how)
         trace = None
         if self.cfg.pictures:
             title = f"{self.run_dir.name} after {s.step:,} steps"
             make, has_tv = self._make(tv_on=True), self.cfg.noisy_tv
-            trace = record(s.agent, make, seed=EVAL_SEED, title=title, has_tv=has_tv, watch=watch)
+            trace = record(s.agent, make, title=title, has_tv=has_tv, **how)
         # Only now, so that whoever is stopped before has evaluated nothing, and evaluates when he goes on.
         s.tally.evaluated = s.step
         self.log.write(s.step, "eval", {"arm": "as_trained", **scores.row(has_tv=self.cfg.noisy_tv)})
@@ -520,9 +529,11 @@ class _Run:
     def _save(self) -> None:
         if self.state.tally.saved == self.state.step:
             return  # nothing is learned without a step, and a whole checkpoint is never replaced
-        begin = time.monotonic()
+        begin, tally = time.monotonic(), self.state.tally
+        tally.seconds += begin - self.clock
+        self.clock = begin
         self.state.save(self.run_dir, self.run, self.log.position())
-        self.state.tally.saving_seconds += time.monotonic() - begin
+        tally.saving_seconds += time.monotonic() - begin
 
     def _keep_best(self, mean: float) -> None:
         """Leave the agent of the best evaluation so far as a file of its own."""

@@ -19,7 +19,7 @@ class NotTensors(ValueError):  # noqa: N818  as in "this is not tensors"
     """The file is damaged, or something else than ``torch.save`` of plain data. The message says how."""
 
 
-def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def read_tensors(path: Path) -> dict[str, Any]:
     """What ``torch.save`` wrote: a dict of tensors, numbers, text, lists and dicts.
 
     Raises FileNotFoundError where there is no such file, and NotTensors.
@@ -32,7 +32,7 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, An
                 raise NotTensors(f"{path.name} is packed tighter than torch packs")
             if archive.testzip() is not None:  # torch writes checksums, and does not look at them
                 raise NotTensors(f"{path.name} is not as it was written")
-        data = torch.load(path, map_location=device, weights_only=True)
+        data = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(data, dict):
             raise NotTensors(f"{path.name} holds no dict")
         if sum(t.numel() * t.element_size() for t in tensors_in(data)) > size:

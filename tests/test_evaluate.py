@@ -229,8 +229,8 @@ def test_an_exported_agent_that_is_damaged(harm: str, agent_file: Path, tmp_path
     export_agent(folder, player.agent, player.about)
     weights, config = folder / "weights.safetensors", folder / "config.json"
     if harm == "a link":
-        config.rename(tmp_path / "elsewhere")
-        config.symlink_to(tmp_path / "elsewhere")
+        config.unlink()
+        config.symlink_to("/dev/zero")  # which never ends
     else:
         {
             "no weights": weights.unlink,
@@ -242,6 +242,18 @@ def test_an_exported_agent_that_is_damaged(harm: str, agent_file: Path, tmp_path
     with pytest.raises(UserError) as caught:
         load(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_agents_may_be_links_to_files(agent_file: Path, tmp_path: Path) -> None:
+    """As in the caches of those who share models."""
+    player = load(agent_file)
+    folder = tmp_path / "out"
+    export_agent(folder, player.agent, player.about)
+    for path in list(folder.iterdir()):
+        path.symlink_to(path.rename(tmp_path / f"blob of {path.name}"))
+    (tmp_path / "link.pth").symlink_to(agent_file)
+    for linked in (folder, tmp_path / "link.pth"):
+        assert load(linked).about == player.about
 
 
 @pytest.mark.parametrize("curiosity", REGISTRY)

@@ -54,7 +54,10 @@ def from_finished(cells: list[Cell]) -> Cost | None:
 def timed(cfg: RunConfig) -> Cost:
     """Time a few env steps and updates of ``cfg`` in this process. About: a machine that is busy is slower."""
     torch.set_num_threads(cfg.threads)
-    quiet = dataclasses.replace(cfg, tv=dataclasses.replace(cfg.tv, control=cfg.tv.control or "sham"))  # no pictures
+    quiet = dataclasses.replace(  # no pictures; a replay that holds a sequence, however short the run
+        cfg, steps=max(cfg.steps, cfg.num_envs * cfg.seq_length),
+        tv=dataclasses.replace(cfg.tv, control=cfg.tv.control or "sham"),
+    )  # fmt: skip
     state = State(quiet, None)
     state.row = state.envs.reset_row()
     started = time.perf_counter()

@@ -60,25 +60,29 @@ def _same(out: Path, where: str, before: dict[str, Any], now: dict[str, Any]) ->
 def write_grid(out: Path, plan: Plan, machine: Machine, args: list[str]) -> None:
     """Say in ``grid.json`` what the grid is; methods, arms and seeds of earlier commands stay."""
     old = read_grid(out).about if is_grid(out) else {}
+    before = {arm: about["settings"] for arm, about in old.get("arms", {}).items()}
+    whole = dataclasses.replace(plan, arms={**before, **plan.arms})
     arms = {
         arm: {
             "settings": settings,
-            "words": plan.words(arm),
-            "has_tv": plan.has_tv(arm),
-            "sham": plan.sham_of(arm) or old.get("arms", {}).get(arm, {}).get("sham"),
+            "words": whole.words(arm),
+            "has_tv": whole.has_tv(arm),
+            "sham": whole.sham_of(arm),
         }
-        for arm, settings in plan.arms.items()
+        for arm, settings in whole.arms.items()
     }
-    cells = {(c["method"], c["arm"], c["seed"]): c for c in old.get("cells", [])}
+    cells = {c["folder"]: c for c in old.get("cells", [])}
     for key in plan.cells():
-        cells[key.method, key.arm, key.seed] = {**dataclasses.asdict(key), "folder": f"{CELLS}/{key.name}"}
+        cell = {**dataclasses.asdict(key), "folder": f"{CELLS}/{key.name}"}
+        if cells.setdefault(cell["folder"], cell) != cell:
+            raise UserError(f"The folder {key.name} is another cell's of the grid in {out}; rename a method or an arm.")
     command = shlex.join(["dreamer-lpm", "compare", *args])
     about = {
         "format": FORMAT,
         "env_name": plan.common.env_name,
         "commands": list(dict.fromkeys([*old.get("commands", []), command])),
         "methods": {**old.get("methods", {}), **plan.methods},
-        "arms": {**old.get("arms", {}), **arms},
+        "arms": arms,
         "seeds": sorted({*old.get("seeds", []), *plan.seeds}),
         "common": to_plain(plan.common),
         "machine": dataclasses.asdict(machine),

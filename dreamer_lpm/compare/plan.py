@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from dreamer_lpm.agent import AgentConfig, shapes
 from dreamer_lpm.config import RunConfig, settled
-from dreamer_lpm.curiosity import REGISTRY, parse_curiosity
-from dreamer_lpm.envs import make_env
+from dreamer_lpm.curiosity import REGISTRY
+from dreamer_lpm.envs import EnvConfig, action_spec, make_env
 from dreamer_lpm.noisy_tv import NoisyTVError, TVSpec, load_images
 from dreamer_lpm.presets import DEFAULT, preset
 from dreamer_lpm.settings import from_plain, read_file, to_plain
-from dreamer_lpm.types import UserError
+from dreamer_lpm.types import ActionSpec, UserError
 
 Settings = Mapping[str, Any]
 
@@ -111,17 +112,22 @@ class Plan:
         folders = [key.name for key in self.cells()]
         if doubled := {f for f in folders if folders.count(f) > 1}:
             raise UserError(f"Two cells would share the folder {min(doubled)}; rename a method or an arm.")
-        envs = []
+        envs: dict[EnvConfig, ActionSpec] = {}
+        agents = set[tuple[AgentConfig, EnvConfig]]()
         for key in self.cells():
             cfg = self.config(key)
-            try:
-                parse_curiosity(cfg.agent.curiosity, cfg.agent.bonus)
-            except UserError as error:
-                raise UserError(f"Method '{key.method}': {error}") from error
             quiet = cfg.env(tv_on=False)  # needs no pictures
             if quiet not in envs:
-                envs.append(quiet)
-                make_env(quiet).close()
+                env = make_env(quiet)
+                envs[quiet] = action_spec(env)
+                env.close()
+            if (cfg.agent, quiet) in agents:
+                continue
+            agents.add((cfg.agent, quiet))
+            try:
+                shapes(cfg.agent, envs[quiet])
+            except UserError as error:
+                raise UserError(f"Method '{key.method}': {error}") from error
 
     def machine(self, known: Machine | None = None) -> Machine:
         """What is left to the machine, decided once; ``known`` is what was decided before, and stays.

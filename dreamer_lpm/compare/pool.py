@@ -46,6 +46,11 @@ class _Running:
     jobs: list[Job]
     process: subprocess.Popen[bytes]
 
+    @property
+    def log(self) -> Path:
+        """Of them all: the first one's."""
+        return self.jobs[0].log
+
 
 class Locked:
     """Holds the grid's folder for this process and those it starts, so that no cell is ever run twice at a time.
@@ -124,7 +129,7 @@ class Pool:
                     self._running.remove(running)
                     self._lock.note([r.process.pid for r in self._running])
                     for job in reversed(running.jobs):  # those to try again keep their order at the head
-                        self._ended(job, running.process.returncode, waiting)
+                        self._ended(job, running, waiting)
         finally:
             for running in self._running:  # only after an error here
                 running.process.terminate()
@@ -146,7 +151,7 @@ class Pool:
         self._running.append(_Running(jobs, process))
         self._lock.note([r.process.pid for r in self._running])
 
-    def _ended(self, job: Job, status: int, waiting: deque[Job]) -> None:
+    def _ended(self, job: Job, running: _Running, waiting: deque[Job]) -> None:
         if job.finished():
             self._screen.done(job.name, job.steps)
             return
@@ -154,13 +159,15 @@ class Pool:
         if self.caught is not None:
             return
         tries = self._tries[job.name] = self._tries.get(job.name, 0) + 1
+        status = running.process.returncode
         why = f"ended with status {status}" if status >= 0 else f"was killed ({signal.Signals(-status).name})"
         if status != MISTAKE and tries <= self._retries:
             self._screen.say(f"{job.name} {why}; trying again ({tries} of {self._retries}).")
             waiting.appendleft(job)
         else:
             self._failed.append(job.name)
-            self._screen.say(f"{job.name} {why}, and is left. {last_words(job.log)} ({job.log})")
+            words = last_words(running.log, f"{job.folder}: " if len(running.jobs) > 1 else "")
+            self._screen.say(f"{job.name} {why}, and is left. {words} ({running.log})")
 
     def _show(self) -> None:
         every = [job for running in self._running for job in running.jobs]
@@ -195,7 +202,8 @@ def steps_done(folder: Path) -> int:
     return int(found[-1][1]) if found else 0
 
 
-def last_words(log: Path) -> str:
-    """The last line of a log that says something; empty if there is none."""
+def last_words(log: Path, beginning: str = "") -> str:
+    """The last line of a log that says something, of those with that beginning if there are such; else empty."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines()] if log.is_file() else []
-    return next((line for line in reversed(lines) if line), "")
+    said = [line for line in lines if line]
+    return ([line for line in said if line.startswith(beginning)] or said or [""])[-1]

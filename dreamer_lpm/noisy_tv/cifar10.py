@@ -192,7 +192,7 @@ def _read_batch(tar: tarfile.TarFile, member: tarfile.TarInfo) -> NDArray[np.uin
 
 
 def _read_cache(path: Path) -> NDArray[np.uint8] | None:
-    """The cached pictures, left on disk and shared by all processes that show them; None if there are none."""
+    """The cached pictures, left on disk and shared by all processes that open them; None if there are none."""
     try:
         pictures: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):

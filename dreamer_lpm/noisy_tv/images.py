@@ -197,7 +197,11 @@ def _read_picture(path: Path) -> Picture:
     try:
         # By name: imageio would go on to ask every decoder it has, the last of them for a film. The first, lest an
         # animation comes as a stack of pictures.
-        picture = imageio.imread(path, plugin="pillow", mode="RGB", index=0)
+        first = {"plugin": "pillow", "index": 0}
+        if imageio.improps(path, **first).dtype.itemsize > 1:  # 16 bits of grey, which Pillow would cut off at 255
+            picture = np.repeat(imageio.imread(path, **first)[..., None] >> 8, 3, axis=-1)
+        else:
+            picture = imageio.imread(path, mode="RGB", **first)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise NoisyTVError(f"{path} is not a picture that can be read ({reason}): mend it or take it away") from error

@@ -91,8 +91,8 @@ class TVSpec:
 
         >>> TVSpec(source="photos", tv_action=0).describe()
         'A TV shows photos over the full frame: a new picture on each step whose action is 0.'
-        >>> TVSpec(source="photos", trigger="remote", pool=1).describe()
-        'A TV shows photos (a pool of 1) over the full frame: the same picture on each step that presses an extra button.'
+        >>> TVSpec(source="photos", trigger="remote", region="patch", pool=1).describe()
+        'A TV shows photos (a pool of 1) over a patch: the same picture on each step that presses an extra button.'
         >>> TVSpec(source="static", trigger="remote", region="patch", persistence="sticky", pool=1).describe()
         'A TV shows static (a pool of 1) over a patch: one picture until the next step that presses an extra button.'
         >>> TVSpec(source="digits", trigger="state", when="cos(state[0]) > 0.9").describe()

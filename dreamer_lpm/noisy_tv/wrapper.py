@@ -65,7 +65,7 @@ class NoisyTV(gym.Wrapper[Frame, Any, Frame, Any], gym.utils.RecordConstructorAr
         self._images: ImageSource | None = None
         if spec.control is None:
             drawn = load_images(spec.source)[0] if images is None else images
-            self._images = drawn if spec.pool is None else Pool(drawn, spec.pool)
+            self._images = drawn if spec.pool is None or isinstance(drawn, Pool) else Pool(drawn, spec.pool)
         self._rng, self._coin = np.random.default_rng(), np.random.default_rng()
         self._picture: Frame | None = None
 
@@ -162,6 +162,11 @@ class NoisyTVWrapperContinuous(NoisyTV):
                 "gymnasium.wrappers.TransformAction"
             )
         super().__init__(env, spec, images, when)
+        if self.tv.trigger == "action" and (self.tv.tv_action, self.tv.tv_component) != (None, None):
+            raise NoisyTVError(
+                "the TV's tv_action and tv_component choose among discrete actions, and this env's are a Box: "
+                "leave them out, and set threshold"
+            )
         self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
         self._remote = self.tv.trigger == "remote" and self.tv.control != "off"
         if self._remote:
@@ -206,6 +211,10 @@ class NoisyTVWrapperDiscrete(NoisyTV):
         if not isinstance(space, gym.spaces.Discrete):
             raise NoisyTVError(f"NoisyTVWrapperDiscrete needs Discrete actions, not {space}: use add_tv")
         super().__init__(env, spec, images, when)
+        if self.tv.trigger == "action" and self.tv.tv_component is not None:
+            raise NoisyTVError(
+                "the TV's tv_component needs MultiDiscrete actions, and this env's are Discrete: leave it out"
+            )
         first, beyond = int(space.start), int(space.start + space.n)
         self._remote = self.tv.trigger == "remote" and self.tv.control != "off"
         self._switch: int | None = None

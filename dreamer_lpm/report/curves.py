@@ -12,7 +12,7 @@ from dreamer_lpm.report.metrics import Row
 from dreamer_lpm.report.statistics import band
 
 POINTS = 80
-SMOOTHING = 5  # episodes in the running mean
+SMOOTHING = 5  # episodes in the running mean: the one that "solved" is judged by
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,13 @@ class _Films:
 
 def _poster(video: Path) -> str:
     """The attribute with a picture from the film's beginning; none if the film cannot be read."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-ss", "2", "-i", str(video), "-frames:v", "1",
+    command = ["-v", "error", "-ss", "2", "-i", str(video), "-frames:v", "1",
                "-vf", "scale=480:-2", "-q:v", "5", "-f", "image2pipe", "-c:v", "mjpeg", "-"]  # fmt: skip
-    picture = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).stdout
+    try:
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), *command]
+        picture = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).stdout
+    except (OSError, RuntimeError):  # no ffmpeg
+        return ""
     return f' poster="data:image/jpeg;base64,{base64.b64encode(picture).decode()}"' if picture else ""
 
 
@@ -144,7 +148,7 @@ class _GridPage:
         of_steps = f" of {steps[0]:,} env steps" if len(steps) == 1 else ""
         lead = (
             f"{_count(len(self.methods), 'method')}, {_count(len(self.arms), 'arm')}, "
-            f"{_count(len(grid.seeds), 'paired seed')}: {_count(len(grid.finished), 'run')}{of_steps}."
+            f"{_count(len(grid.seeds), 'seed')}: {_count(len(grid.finished), 'run')}{of_steps}."
         )
         warning = ""
         if len(grid.finished) < len(grid.cells):
@@ -558,7 +562,7 @@ def _share(found: Verdict | None, css: str) -> str:
 def _chip(found: Verdict | None) -> str:
     if found is None:
         return "<small>–</small>"
-    times = found.share.low / found.chance if found.word == "captured" and found.share.low is not None else 0
+    times = found.share.low / found.chance if found.word == "captured" and found.share.low and found.chance else 0
     more = f" {times:.1f}×" if times >= 1.1 else ""
     return f'<span class="chip {found.word.replace(" ", "-")}">{CHIPS[found.word]}{more}</span>'
 

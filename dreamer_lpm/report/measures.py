@@ -29,11 +29,12 @@ def escape_step(bins: Sequence[Sequence[int]], chance: float) -> int | None:
         return None
     counts = np.array(bins, dtype=float)
     watched, steps = np.lib.stride_tricks.sliding_window_view(counts, WINDOW // BIN, axis=0).sum(-1).T
-    above = np.flatnonzero(watched > steps * (chance + 1e-9))  # a share of exactly chance is not above, however rounded
+    judged = np.flatnonzero(steps)  # with very many envs there are windows between two rows, that say nothing
+    above = judged[watched[judged] > steps[judged] * (chance + 1e-9)]  # exactly chance is not above, however rounded
     if not len(above):
         return 0
     last = int(above[-1])
-    return None if last == len(watched) - 1 else (last + 1) * BIN
+    return None if last == judged[-1] else (last + 1) * BIN
 
 
 def late_tv_share(bins: Sequence[Sequence[int]], end: int) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,11 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from dreamer_lpm.report.curves import SMOOTHING, series
 from dreamer_lpm.report.metrics import Row, read_metrics
 from dreamer_lpm.types import UserError
 
 CURVES_FILE = "curves.png"
-SMOOTHING = 5  # episodes in the running mean: the one that "solved" is judged by
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2563eb", "#ea580c", "#15803d", "#9333ea", "#6b7280"
 
@@ -71,13 +70,13 @@ def _figure(panels: Sequence[tuple[str, str, Panel]], *, title: str, last_step: 
 def _panels(rows: Sequence[Row]) -> list[tuple[str, str, Panel]]:
     """Title, y label and drawing of every panel that has data."""
     bonus = [
-        ("TV on", ORANGE, _series(rows, "train", "bonus/tv_on")),
-        ("TV off", BLUE, _series(rows, "train", "bonus/tv_off")),
+        ("TV on", ORANGE, series(rows, "train", "bonus/tv_on")),
+        ("TV off", BLUE, series(rows, "train", "bonus/tv_off")),
     ]
     if not any(len(steps) for _, _, (steps, _) in bonus):
-        bonus = [("all steps", BLUE, _series(rows, "train", "bonus/mean"))]
+        bonus = [("all steps", BLUE, series(rows, "train", "bonus/mean"))]
     world = [
-        (name, colour, _series(rows, "train", f"loss/{key}"))
+        (name, colour, series(rows, "train", f"loss/{key}"))
         for name, colour, key in (
             ("reconstruction", BLUE, "recon"),
             ("KL", ORANGE, "dyn"),
@@ -85,7 +84,7 @@ def _panels(rows: Sequence[Row]) -> list[tuple[str, str, Panel]]:
             ("continue", PURPLE, "cont"),
         )
     ]
-    error = [("error predictor", PURPLE, _series(rows, "train", "loss/error_predictor"))]
+    error = [("error predictor", PURPLE, series(rows, "train", "loss/error_predictor"))]
     candidates = [
         ("Return of the task", "return", _returns(rows)),
         ("Time in front of the TV", "share of steps", _tv_share(rows)),
@@ -97,21 +96,10 @@ def _panels(rows: Sequence[Row]) -> list[tuple[str, str, Panel]]:
     return [(name, unit, draw) for name, unit, draw in candidates if draw is not None]
 
 
-def _series(rows: Sequence[Row], kind: str, key: str, arm: str | None = None) -> Points:
-    """Return steps and finite values of ``key``; empty if the run never logged it."""
-    found = [
-        (row["step"], row[key])
-        for row in rows
-        if row["kind"] == kind and (arm is None or row.get("arm") == arm) and math.isfinite(row.get(key, math.nan))
-    ]
-    steps, values = np.array(found, dtype=float).reshape(-1, 2).T
-    return steps, values
-
-
 def _returns(rows: Sequence[Row]) -> Panel | None:
-    training = _series(rows, "episode", "return")
+    training = series(rows, "episode", "return")
     evaluations = [
-        (label, colour, _series(rows, "eval", "return_mean", arm), _series(rows, "eval", "return_std", arm))
+        (label, colour, series(rows, "eval", "return_mean", arm), series(rows, "eval", "return_std", arm))
         for label, colour, arm in (("evaluation", ORANGE, "as_trained"), ("evaluation, TV off", GREEN, "tv_off"))
     ]
     if not len(training[0]) and not any(len(mean[0]) for _, _, mean, _ in evaluations):
@@ -128,10 +116,10 @@ def _returns(rows: Sequence[Row]) -> Panel | None:
 
 
 def _tv_share(rows: Sequence[Row]) -> Panel | None:
-    training = _series(rows, "episode", "tv_share")
-    evaluation = _series(rows, "eval", "tv_share", "as_trained")
-    dreams = _series(rows, "train", "dream/tv_share")
-    chance = _series(rows, "episode", "tv_chance")[1]
+    training = series(rows, "episode", "tv_share")
+    evaluation = series(rows, "eval", "tv_share", "as_trained")
+    dreams = series(rows, "train", "dream/tv_share")
+    chance = series(rows, "episode", "tv_chance")[1]
     if not any(len(steps) for steps, _ in (training, evaluation, dreams)):
         return None
 
@@ -149,7 +137,7 @@ def _tv_share(rows: Sequence[Row]) -> Panel | None:
 
 
 def _coverage(rows: Sequence[Row]) -> Panel | None:
-    steps, visited = _series(rows, "episode", "coverage")
+    steps, visited = series(rows, "episode", "coverage")
     if not len(steps):
         return None
 

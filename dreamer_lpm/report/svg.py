@@ -185,8 +185,9 @@ def _ends(row: Dots) -> list[float]:
 
 def _axis(low: float, high: float, start: float, end: float, *, exact: bool = False) -> _Axis:
     """``exact`` ends where the data does; else the ends are round numbers."""
-    if high <= low:
-        low, high = low - 0.5, high + 0.5
+    if high - low <= 1e-9 * max(1.0, abs(low), abs(high)):  # equal but for rounding, which no tick could tell apart
+        wide = max(0.5, 1e-6 * abs(high))
+        low, high = low - wide, high + wide
     marks = ticks(low, high)
     if exact:
         return _Axis(low, high, start, end, [t for t in marks if low <= t <= high])

@@ -39,7 +39,7 @@ class Trainer:
         return actor.sample(feat, actor.noise(torch.rand(*feat.shape[:-1], actor.spec.size, generator=self.generator)))
 
     def train(self, updates: int, horizon: int, lr: float = 1e-2) -> Behavior:
-        optimizer = torch.optim.Adam(self.behavior.trained(), lr=lr)
+        optimizer = torch.optim.Adam([p for p in self.behavior.parameters() if p.requires_grad], lr=lr)
         alive = torch.ones(B, dtype=torch.bool)
         for _ in range(updates):
             feat = self.states(horizon + 1, B)

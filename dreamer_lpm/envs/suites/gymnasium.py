@@ -58,6 +58,7 @@ class GymnasiumSuite:
         """
         # pygame reads it when its display starts; a training run never opens a window.
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")  # SDL's own swallows SIGTERM
         _register(env_id)
         try:
             env = _make(env_id, time_limit)

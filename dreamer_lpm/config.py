@@ -160,16 +160,16 @@ def _check_memory(cfg: RunConfig) -> None:
     """Raises UserError where replay or queue cannot hold what is learned from."""
     if cfg.seq_length < 2:  # curiosity learns from what lies between two steps
         raise UserError(f"seq_length must be 2 or more, not {cfg.seq_length}.")
-    transitions, names = cfg.batch_size * (cfg.seq_length - 1), re.split(r"[+*\s]+", cfg.agent.curiosity)
-    if "lpm" in names and cfg.agent.bonus.queue < transitions:
-        queue = cfg.agent.bonus.queue
-        raise UserError(f"A bonus.queue of {queue} cannot hold the {transitions} transitions of a batch; raise it.")
     held = cfg.replay_capacity // cfg.num_envs
     if held <= cfg.seq_length:
         raise UserError(
             f"A replay_capacity of {cfg.replay_capacity} holds {held} steps of each env, and a sequence needs "
             f"{cfg.seq_length + 1}: raise it to {cfg.num_envs * (cfg.seq_length + 1)}, or lower seq_length."
         )
+    transitions, names = cfg.batch_size * (cfg.seq_length - 1), re.split(r"[+*\s]+", cfg.agent.curiosity)
+    if "lpm" in names and cfg.agent.bonus.queue < transitions:
+        queue = cfg.agent.bonus.queue
+        raise UserError(f"A bonus.queue of {queue} cannot hold the {transitions} transitions of a batch; raise it.")
 
 
 def _check_rssm(cfg: RSSMConfig) -> None:

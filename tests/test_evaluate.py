@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dreamer_lpm
+import dreamer_lpm.evaluate as evaluate_module
 from dreamer_lpm.agent import Agent, shapes
 from dreamer_lpm.curiosity import REGISTRY, FitGate
 from dreamer_lpm.envs import EnvConfig, make_env
@@ -111,15 +112,20 @@ def test_the_agents_generator_is_put_back_even_if_the_env_breaks() -> None:
         def step(self, action: Any) -> Any:
             raise UserError("out of order")
 
+    class NeverBegun(gym.Wrapper[Any, Any, Any, Any]):
+        def reset(self, **kwargs: Any) -> Any:
+            raise UserError("out of order")
+
     agent = make_agent(CONTINUOUS)
     before = agent.generator.get_state()
     for play in (
         lambda make: evaluate(agent, make, episodes=1, seed=7, policy="sample"),
         lambda make: record(agent, make, seed=7, policy="sample", has_tv=False),
     ):
-        with pytest.raises(UserError, match="out of order"):
-            play(lambda: Broken(make_env(PENDULUM)))
-        assert torch.equal(agent.generator.get_state(), before)
+        for wrapper in (Broken, NeverBegun):
+            with pytest.raises(UserError, match="out of order"):
+                play(lambda wrapper=wrapper: wrapper(make_env(PENDULUM)))
+            assert torch.equal(agent.generator.get_state(), before)
 
 
 def test_a_recording_shows_what_was_seen() -> None:
@@ -139,6 +145,17 @@ def test_a_recording_shows_what_was_seen() -> None:
     assert trace.tv_on.any(), "the test wants a TV that was on"
     spread = trace.obs.reshape(steps, -1).std(1)  # static is livelier than a Pendulum
     assert spread[trace.tv_on].min() > spread[~trace.tv_on].max()
+
+
+def test_a_film_of_a_long_episode_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate_module, "FILM", 5)
+    trace = record(make_agent(CONTINUOUS), env_of(PENDULUM), seed=7, has_tv=False)
+    assert (len(trace.obs), len(trace.reward)) == (5, 5)
+
+
+def test_an_unknown_policy_is_refused() -> None:
+    with pytest.raises(ValueError, match="policy must be mode, sample or random, not 'greedy'"):
+        evaluate(make_agent(CONTINUOUS), env_of(PENDULUM), episodes=1, seed=7, policy=cast(Any, "greedy"))
 
 
 def test_a_recording_speaks_neither_of_a_tv_nor_of_a_bonus_that_is_not_there() -> None:

@@ -132,6 +132,11 @@ def test_other_devices_and_single_threads_have_one_lane() -> None:
         torch.set_num_threads(before)
 
 
+def test_a_device_with_a_number_that_is_none() -> None:
+    with pytest.raises(UserError, match="'cpu:x' is no device; name one as cpu, cuda or cuda:1"):
+        pick_device("cpu:x")
+
+
 @pytest.mark.parametrize("wanted", ["cuda", "cuda:0", "abacus"])
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(
     monkeypatch: pytest.MonkeyPatch, wanted: str

@@ -28,7 +28,9 @@ from dreamer_lpm.agent import AgentConfig
 from dreamer_lpm.behavior import BehaviorConfig
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.envs import Envs, coverage
+from dreamer_lpm.envs.workers import Worker
 from dreamer_lpm.noisy_tv import TVImages, TVSpec
+from dreamer_lpm.noisy_tv.images import Pool
 from dreamer_lpm.presets import preset
 from dreamer_lpm.probe import TVProbe
 from dreamer_lpm.report.measures import late_tv_share
@@ -192,10 +194,69 @@ def test_a_finished_run_without_checkpoints_keeps_what_it_has(tmp_path: Path) ->
 
 
 def test_what_will_have_no_effect_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(replace(TINY, steps=40, prefill=40, tv=TVSpec(trigger="remote")), tmp_path)
+    train(replace(TINY, steps=40, prefill=40, tv=TVSpec(trigger="remote"), tv_images="auto"), tmp_path / "a")
     said = " ".join(capsys.readouterr().out.split())
-    assert "There is no TV, whatever tv.* says: add --noisy-tv." in said
+    assert "There is no TV, whatever tv.* and --tv-images say: add --noisy-tv." in said
     assert "Nothing will be learned: 40 steps end within the first 40" in said
+    train(replace(TINY, steps=60, prefill=10, num_envs=10, replay_capacity=1000), tmp_path / "b")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "There is no TV, whatever" in said, "tv_images alone, too"
+    assert "Nothing will be learned: 60 steps end within the first 60" in said
+
+
+def test_the_pool_is_drawn_once_for_all_envs_and_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    choose = Pool._choose
+
+    def choosing(self: Pool, shape: tuple[int, int, int]) -> list[np.ndarray]:
+        drawn.append(1)
+        return choose(self, shape)
+
+    monkeypatch.setattr(Pool, "_choose", choosing)
+    tv = replace(WITH_TV.tv, trigger="always", pool=3)
+    train(replace(WITH_TV, tv=tv, num_envs=2, eval_every=80, eval_episodes=3), tmp_path)
+    assert drawn == [1]
+
+
+def test_time_and_pace_are_those_of_all_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of a second for each step, and no time for anything else."""
+    at = [0.0]
+    step = Envs.step
+
+    def stepping(self: Envs, actions: np.ndarray) -> Any:
+        at[0] += 0.25
+        return step(self, actions)
+
+    monkeypatch.setattr(train_module.time, "monotonic", lambda: at[0])
+    monkeypatch.setattr(Envs, "step", stepping)
+    cfg = replace(TINY, log_every=70, checkpoint_every=0)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 130)
+        with pytest.raises(Stopped):
+            train(cfg, tmp_path)
+    report = train(cfg, tmp_path, resume=True)
+    rows = [row for row in read_metrics(tmp_path) if "wall_steps_per_s" in row]
+    assert [row["step"] for row in rows] == [70, 140]
+    assert [row["wall_steps_per_s"] for row in rows] == pytest.approx([4.0, 4.0], rel=0.2)
+    played = 2 * 20 / 4  # seconds of the last evaluation, at most
+    assert 160 / 4 <= report.summary["wall_seconds"] <= 160 / 4 + played
+
+
+def test_a_refused_run_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = replace(TINY, steps=60, checkpoint_every=0)
+    train(cfg, tmp_path)
+    made: list[Worker] = []
+    begin = Worker.__init__
+
+    def beginning(self: Worker, *args: Any) -> None:
+        made.append(self)
+        begin(self, *args)
+
+    monkeypatch.setattr(Worker, "__init__", beginning)
+    with pytest.raises(UserError, match="kept no checkpoint") as refused:
+        train(replace(cfg, steps=200, env_workers=1), tmp_path, resume=True)
+    assert refused.tb, "its frames are alive, as those of --seeds are"
+    assert [worker._process.poll() is None for worker in made] == [False]
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_goes_on(
@@ -599,6 +660,16 @@ def stages(*each: tuple[int, int, int]) -> AgentConfig:
             {"agent": replace(TINY.agent, behavior=BehaviorConfig(horizon=0))},
             "behavior.horizon must be 1",
         ),
+        (
+            {"agent": replace(TINY.agent, world=replace(TINY.agent.world, recon_knee=0.0))},
+            "world.recon_knee must be above 0",
+        ),
+        ({"agent": rssm(unimix=0.0)}, "world.rssm.unimix must be above 0"),
+        ({"agent": policy(unimix=0.0)}, "behavior.unimix must be above 0"),
+        ({"agent": policy(return_rate=0.0)}, "behavior.return_rate must be above 0"),
+        ({"agent": policy(gamma=1.01)}, "behavior.gamma must be 1 or less, not 1.01"),
+        ({"agent": policy(slow_rate=3.0)}, "behavior.slow_rate must be 1 or less"),
+        ({"batch_size": 9}, "A bonus.queue of 40 cannot hold the 45 transitions of a batch"),
         ({"seq_length": 1}, "seq_length must be 2 or more, not 1"),
         ({"agent": rssm(classes=257)}, "world.rssm.classes must be 256 or less, not 257"),
         ({"agent": rssm(unimix=1.0)}, "world.rssm.unimix must be below 1, not 1.0"),
@@ -636,6 +707,7 @@ def test_impossible_settings(changes: dict[str, Any], message: str) -> None:
         {"seq_length": 2},
         {"agent": rssm(classes=256, unimix=0.99)},
         {"agent": policy(unimix=0.99)},
+        {"batch_size": 9, "agent": replace(TINY.agent, curiosity="lpm_dual")},  # has no queue
         {"agent": policy(min_std=1.0), "env_name": "Pendulum-v1", "fast_render": True},
         {"agent": stages((4, 4, 1), (4, 2, 2), (3, 1, 1))},
     ],

@@ -114,6 +114,13 @@ def test_an_animation_shows_its_first_picture(tmp_path, kind):
     np.testing.assert_array_equal(picture, film[0])
 
 
+def test_sixteen_bits_of_grey_keep_their_shades(tmp_path):
+    deep = (np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16)
+    imageio.imwrite(tmp_path / "deep.png", deep)
+    picture = load_images(f"folder:{tmp_path}")[0](np.random.default_rng(0), (64, 64, 3))
+    np.testing.assert_array_equal(picture, np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, axis=-1))
+
+
 def test_fine_detail_of_a_large_picture_is_averaged_and_not_turned_into_static(tmp_path):
     checkers = np.uint8(255) * (np.indices((256, 256)).sum(axis=0) % 2).astype(np.uint8)
     imageio.imwrite(tmp_path / "checkers.png", checkers)

@@ -90,13 +90,20 @@ class Cell:
     def summary(self) -> dict[str, Any] | None:
         """The run's ``summary.json``; None while it is not finished."""
         path = self.folder / SUMMARY_FILE
-        return _read(path) if path.is_file() else None
+        found = _read(path) if path.is_file() else None
+        numbers = (found[key] for key in ("env_steps", *(m.key for m in MEASURES)) if found and key in found)
+        if not all(x is None or isinstance(x, int | float) for x in numbers):
+            raise _damaged(path)
+        return found
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The run's settings; empty before it starts."""
         path = self.folder / "config.json"
-        return dict(_read(path).get("config", {})) if path.is_file() else {}
+        found = _read(path).get("config", {}) if path.is_file() else {}
+        if not isinstance(found, dict):
+            raise _damaged(path)
+        return found
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -273,10 +280,14 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise UserError(f"{path} is damaged; restore it, or move its folder away and run again.") from None
+        raise _damaged(path) from None
     if not isinstance(data, dict):
-        raise UserError(f"{path} is damaged; restore it, or move its folder away and run again.")
+        raise _damaged(path)
     return data
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is damaged; restore it, or move its folder away and run again.")
 
 
 def write_results(grid: Grid) -> None:

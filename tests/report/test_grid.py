@@ -15,6 +15,7 @@ from dreamer_lpm.report.grid import (
     MEASURES,
     RETURN,
     SHARE,
+    Cell,
     against_sham,
     improvements,
     read_grid,
@@ -181,6 +182,16 @@ def test_a_damaged_grid_is_answered(tmp_path: Path, content: str) -> None:
     (tmp_path / "grid.json").write_text(content)
     with pytest.raises(UserError, match=r"grid\.json"):
         read_grid(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", '{"config": null}'), ("summary.json", '{"env_steps": "many"}'), ("summary.json", "[]")],
+)
+def test_a_damaged_run_is_answered(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name} is damaged; restore it"):
+        getattr(Cell("lpm", "off", 0, tmp_path), name.removesuffix(".json"))
 
 
 def test_no_grid(tmp_path: Path) -> None:

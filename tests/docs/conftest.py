@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def small_agent(path: Path, run: RunConfig, spec: ActionSpec) -> Path:
     """A small untrained agent at ``path``, as if ``run`` had trained it."""
     world = WorldConfig(rssm=RSSMConfig(deter=16, hidden=16, stoch=4, classes=4), depth=2)
-    small = AgentConfig(world=world, behavior=BehaviorConfig(hidden=16), bonus=CuriosityConfig(hidden=16, queue=64))
+    small = AgentConfig(world=world, behavior=BehaviorConfig(hidden=16), bonus=CuriosityConfig(hidden=16, queue=240))
     about = {"env": run.env_name, "run": to_plain(replace(run, agent=small))}
     save_agent(path, Agent(small, spec), about)
     return path

@@ -28,6 +28,7 @@ from dreamer_lpm.agent import AgentConfig
 from dreamer_lpm.behavior import BehaviorConfig
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.envs import Envs, coverage
+from dreamer_lpm.evaluate import export_agent
 from dreamer_lpm.noisy_tv import TVImages, TVSpec
 from dreamer_lpm.presets import preset
 from dreamer_lpm.probe import TVProbe
@@ -194,7 +195,7 @@ def test_a_finished_run_without_checkpoints_keeps_what_it_has(tmp_path: Path) ->
 def test_what_will_have_no_effect_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(replace(TINY, steps=40, prefill=40, tv=TVSpec(trigger="remote")), tmp_path)
     said = " ".join(capsys.readouterr().out.split())
-    assert "There is no TV, whatever tv.* says: add --noisy-tv." in said
+    assert "There is no TV, whatever tv.* and --tv-images say: add --noisy-tv." in said
     assert "Nothing will be learned: 40 steps end within the first 40" in said
 
 
@@ -251,6 +252,15 @@ def test_resume_needs_a_run_and_a_start_needs_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run to resume"):
         train(TINY, tmp_path / "none", resume=True)
     assert not (tmp_path / "none").exists()
+
+
+def test_an_exported_agent_is_no_run_to_resume(tmp_path: Path) -> None:
+    state = State(TINY, None)
+    export_agent(tmp_path / "out", state.agent, {})
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(UserError, match=r"out is an exported agent and no run; name a run's folder\."):
+        train(replace(TINY, steps=30), tmp_path / "out", resume=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 # --- processes, as users stop them ------------------------------------------------------------------------------------

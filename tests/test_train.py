@@ -602,7 +602,13 @@ def stages(*each: tuple[int, int, int]) -> AgentConfig:
         ({"batch_size": -1}, "batch_size must be above 0, not -1"),
         ({"update_every": 0.0}, "update_every must be above 0"),
         ({"seed": -1}, "seed must be 0 or more, not -1"),
-        ({"seq_length": 1000}, "raise it to 1001, or lower seq_length"),
+        (
+            {"seq_length": 1000, "agent": replace(TINY.agent, curiosity="none")},
+            "raise it to 1001, or lower seq_length",
+        ),
+        ({"batch_size": 9}, "A bonus.queue of 40 cannot hold the 45 transitions of a batch; raise it."),
+        ({"agent": policy(return_rate=0.0)}, "behavior.return_rate must be above 0."),
+        ({"agent": policy(gamma=1.1)}, "behavior.gamma must be 1 or less, not 1.1"),
         ({"num_envs": 500}, "raise it to 3500, or lower seq_length"),
         ({"agent": replace(TINY.agent, world_lr=-1.0)}, "world_lr must be 0 or more, not -1.0"),
         (

@@ -81,6 +81,12 @@ def test_what_was_damaged_gives_way_to_the_run_that_goes_on_from_before_it(tmp_p
     assert [path.name for path in (tmp_path / "replay").iterdir()] == ["rows_000000000_000000010.npz"]
 
 
+def test_more_digits_are_later(tmp_path: Path) -> None:
+    for step in (999_999_990, 999_999_999, 1_000_000_000):
+        checkpoint.save(tmp_path, Saved(step, {}, {}, {}))
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_999999999", "step_1000000000"]
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 

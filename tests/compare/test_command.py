@@ -192,6 +192,14 @@ def test_an_arm_and_its_sham_find_each_other_whichever_came_first(
     assert list(arms) == [first, second]
 
 
+def test_a_method_may_come_that_cannot_be_with_an_earlier_arm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asked for the two together."""
+    with (folder / "tiny.toml").open("a") as file:
+        file.write("[methods.a]\n[methods.long]\nseq_length = 16\ncuriosity = 'none'\n[arms.many]\nnum_envs = 100\n")
+    finish_all(folder / "g", "--methods a --arms many --seeds 1", monkeypatch)
+    assert finish_all(folder / "g", "--methods long --arms off --seeds 1", monkeypatch) == ["long-off-0"]
+
+
 def test_a_cell_in_the_folder_of_an_earlier_commands_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

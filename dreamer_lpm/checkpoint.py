@@ -74,7 +74,7 @@ def save(run_dir: Path, what: Saved, *, keep: int = KEEP) -> Path:
         }
         _write(scratch / MANIFEST, lambda file: file.write(json.dumps(sealed(manifest), indent=1).encode()))
         fsync(scratch)
-        for later in [path for path in checkpoints(run_dir) if path.name >= final.name]:
+        for later in [path for path in checkpoints(run_dir) if step_of(path) >= what.step]:
             _discard(later)  # those beyond were damaged, or the run would have gone on from there
         scratch.rename(final)
         fsync(root)
@@ -119,7 +119,12 @@ def _discard(folder: Path) -> None:
 def checkpoints(run_dir: Path) -> list[Path]:
     """Folders of the complete checkpoints, oldest first (a half-written one still has its scratch name)."""
     found = (p for p in (run_dir / "checkpoints").glob("step_*") if p.name.removeprefix("step_").isdecimal())
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step_")))
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The env step at which a checkpoint was saved, by its name."""
+    return int(folder.name.removeprefix("step_"))
 
 
 def load_newest(run_dir: Path, run: str = "") -> tuple[Saved | None, list[str]]:

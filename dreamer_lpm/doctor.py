@@ -102,7 +102,7 @@ def _lock(run_dir: Path) -> Iterator[Finding]:
 def _outlook(run_dir: Path, wholes: list[Path]) -> Finding:
     name = run_dir.resolve().name
     if wholes:
-        step = int(wholes[-1].name.removeprefix("step_"))
+        step = checkpoint.step_of(wholes[-1])
         if not checkpoint.metrics_reach(run_dir, wholes[-1]):
             return Finding("note", "resume", f"refused until {METRICS_FILE} is restored: it ends before step {step:,}")
         return Finding("note", "resume", f"--resume --run-name {name} goes on at step {step:,}, with {wholes[-1].name}")

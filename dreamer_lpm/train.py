@@ -504,13 +504,13 @@ class _Run:
         self.bar.update(s.step, note="evaluating")
         how: Any = {"seed": EVAL_SEED, "watch": self._give_way, "workers": self.cfg.env_workers}
         scores = evaluate(s.agent, self._make(tv_on=True), episodes=episodes, **how)
-        for line in scores.news:
-            self.bar.say(f"{line} It was evaluating: that episode ended there.")
         off = None
         if self.cfg.noisy_tv:
             same = self.cfg.env(tv_on=False) == self.cfg.env()  # a TV that was a sham from the start
             make = self._make(tv_on=False)
             off = scores if same else evaluate(s.agent, make, episodes=episodes, **how)
+        for line in [*scores.news, *(off.news if off and off is not scores else ())]:
+            self.bar.say(f"{line} It was evaluating: its episodes ended there.")
         trace = None
         if self.cfg.pictures:
             title = f"{self.run_dir.name} after {s.step:,} steps"

@@ -69,6 +69,24 @@ def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     assert newest(tmp_path)[0].plain == {"at": "again"}
 
 
+def test_what_was_damaged_gives_way_to_the_run_that_goes_on_from_before_it(tmp_path: Path) -> None:
+    """It would keep a place among the last two, and a whole one would go."""
+    saved_at(tmp_path, 10, 25)
+    flip(tmp_path / "checkpoints" / "step_000000025" / "state.pt")
+    saved, _ = newest(tmp_path)
+    checkpoint.save(tmp_path, Saved(20, {}, {"at": 20}, saved.replay))
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_000000010", "step_000000020"]
+    saved, damaged = newest(tmp_path)
+    assert (saved.step, damaged) == (20, [])
+    assert [path.name for path in (tmp_path / "replay").iterdir()] == ["rows_000000000_000000010.npz"]
+
+
+def test_more_digits_are_later(tmp_path: Path) -> None:
+    for step in (999_999_990, 999_999_999, 1_000_000_000):
+        checkpoint.save(tmp_path, Saved(step, {}, {}, {}))
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_999999999", "step_1000000000"]
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from dreamer_lpm import cli, commands
-from dreamer_lpm.config import RunConfig
+from dreamer_lpm.config import RunConfig, settled
 from dreamer_lpm.evaluate import load, save_agent
 from dreamer_lpm.presets import PRESETS
 from dreamer_lpm.settings import to_plain
@@ -98,7 +98,8 @@ def test_seeds_are_runs_of_one_name_that_differ_in_nothing_else(
 ) -> None:
     assert run("--seeds", text, "--run-name", "x", "--steps", "123") == 0
     assert [job.run_dir for job in together] == [Path(f"runs/x-{seed}") for seed in seeds]
-    assert [job.cfg for job in together] == [replace(PRESETS["tiny"], steps=123, seed=seed) for seed in seeds]
+    here = settled(replace(PRESETS["tiny"], steps=123))
+    assert [job.cfg for job in together] == [replace(here, seed=seed) for seed in seeds]
     assert not any(job.resume for job in together)
 
 
@@ -117,6 +118,42 @@ def test_seeds_go_on_by_name_and_those_begin_that_had_not(
     assert "needs the name that those runs have in common: --run-name NAME" in one_line(capsys)
     assert run("--resume", "--seeds", "0,1", "--run-name", "x") == 0
     assert [(job.run_dir.name, job.resume, job.cfg.seed) for job in together] == [("x-0", True, 0), ("x-1", False, 1)]
+
+
+def test_a_seed_that_had_not_begun_takes_the_settings_of_one_that_had(together: list[Job]) -> None:
+    begun = replace(WITH_TV, steps=77, seed=1, agent=replace(TINY.agent, curiosity="ama"))
+    saved_run(Path("runs/x-1"), begun)
+    assert run("--resume", "--seeds", "0..2", "--run-name", "x", "--log-every", "7") == 0
+    assert [(job.run_dir.name, job.resume) for job in together] == [("x-0", False), ("x-1", True), ("x-2", False)]
+    assert [job.cfg for job in together] == [replace(begun, seed=seed, log_every=7) for seed in range(3)]
+
+
+def test_seeds_of_which_none_had_begun_cannot_go_on(together: list[Job], capsys: pytest.CaptureFixture[str]) -> None:
+    saved_run(Path("runs/x-5"))
+    assert run("--resume", "--seeds", "0,1", "--run-name", "x") == 2
+    assert "runs/x-0 holds no run to resume" in one_line(capsys)
+    assert together == []
+
+
+def test_what_is_left_to_the_machine_is_decided_once_for_all_seeds_that_begin(
+    together: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+
+    def load_images(source: str, data_dir: Path) -> Any:
+        found.append((object(), source))
+        return found[-1]
+
+    numbers = iter(range(1, 9))
+    monkeypatch.setattr(commands, "load_images", load_images)
+    monkeypatch.setattr(commands, "settled", lambda cfg: replace(cfg, precision="bf16", threads=next(numbers)))
+    saved_run(Path("runs/x-0"), replace(WITH_TV, seed=0, precision="auto", threads=0))
+    assert run("--resume", "--seeds", "0..2", "--run-name", "x") == 0
+    assert [(job.cfg.precision, job.cfg.threads) for job in together] == [("auto", 0), ("bf16", 1), ("bf16", 1)]
+    assert [job.cfg.seed for job in together] == [0, 1, 2]
+    [pictures] = found
+    assert pictures[1] == "static"
+    assert [job.pictures for job in together] == [None, pictures, pictures]
 
 
 @pytest.mark.parametrize(("seeds", "status"), [("0,7", 2), ("7,8", 1), ("0,9", 128 + signal.SIGTERM), ("0..2", 0)])
@@ -223,7 +260,7 @@ MISTAKES = [
     ("--config tiny.toml --noisy-tv --tv-images folder:none", "there is no folder none"),
     ("--config tiny.toml --time-limit 0", "time limit must be at least 1"),
     ("--config tiny.toml --steps 999999999999999 --replay-capacity 999999999999999", "lower replay_capacity"),
-    ("--config tiny.toml --batch-size 999999999999999", "Out of memory; lower batch_size"),
+    ("--config tiny.toml --batch-size 999999999999999 --curiosity none", "Out of memory; lower batch_size"),
     ("--config tiny.toml --runs tiny.toml", "Not a directory"),
     ("--lpm-eta nan", "'lpm_eta' must be a finite number, not nan."),
     ("--update-every inf", "'update_every' must be a finite number, not inf."),

@@ -13,9 +13,11 @@ import torch
 
 from dreamer_lpm import guard as guard_module
 from dreamer_lpm import together as together_module
+from dreamer_lpm import train as train_module
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.flock import Flock
 from dreamer_lpm.guard import Guard
+from dreamer_lpm.noisy_tv import TVImages, load_images
 from dreamer_lpm.report.metrics import read_metrics
 from dreamer_lpm.state import State
 from dreamer_lpm.together import train_together
@@ -70,6 +72,16 @@ def test_each_run_is_what_it_would_be_alone(tmp_path: Path, flocks: Counter[int]
         assert_alike(job, alone)
     size = (tmp_path / "together" / "lpm-0" / "agent_lpm.pth").stat().st_size
     assert size < 1.05 * (tmp_path / "alone" / "lpm-0" / "agent_lpm.pth").stat().st_size, "its own weights alone"
+
+
+def test_pictures_that_were_found_already_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = load_images("static")[0], TVImages("auto", "photos", 3, "found by somebody")
+    monkeypatch.setattr(train_module, "load_images", None)
+    monkeypatch.setattr(train_module, "plot_run", lambda run_dir: None)
+    [job] = jobs(tmp_path, replace(CFG, steps=30, eval_every=0, pictures=False))
+    [result] = train_together([replace(job, pictures=pictures)])
+    assert isinstance(result, Report), result
+    assert (result.summary["tv_images"]["used"], result.summary["tv_images"]["count"]) == ("photos", 3)
 
 
 def test_without_flocks_the_bits_are_the_same(tmp_path: Path) -> None:

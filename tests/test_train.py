@@ -29,6 +29,7 @@ from dreamer_lpm.behavior import BehaviorConfig
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.envs import Envs, coverage
 from dreamer_lpm.envs.workers import Worker
+from dreamer_lpm.evaluate import export_agent
 from dreamer_lpm.noisy_tv import TVImages, TVSpec
 from dreamer_lpm.noisy_tv.images import Pool
 from dreamer_lpm.presets import preset
@@ -312,6 +313,15 @@ def test_resume_needs_a_run_and_a_start_needs_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run to resume"):
         train(TINY, tmp_path / "none", resume=True)
     assert not (tmp_path / "none").exists()
+
+
+def test_an_exported_agent_is_no_run_to_resume(tmp_path: Path) -> None:
+    state = State(TINY, None)
+    export_agent(tmp_path / "out", state.agent, {})
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(UserError, match=r"out is an exported agent and no run; name a run's folder\."):
+        train(replace(TINY, steps=30), tmp_path / "out", resume=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 # --- processes, as users stop them ------------------------------------------------------------------------------------
@@ -653,7 +663,13 @@ def stages(*each: tuple[int, int, int]) -> AgentConfig:
         ({"batch_size": -1}, "batch_size must be above 0, not -1"),
         ({"update_every": 0.0}, "update_every must be above 0"),
         ({"seed": -1}, "seed must be 0 or more, not -1"),
-        ({"seq_length": 1000}, "raise it to 1001, or lower seq_length"),
+        (
+            {"seq_length": 1000, "agent": replace(TINY.agent, curiosity="none")},
+            "raise it to 1001, or lower seq_length",
+        ),
+        ({"batch_size": 9}, "A bonus.queue of 40 cannot hold the 45 transitions of a batch; raise it."),
+        ({"agent": policy(return_rate=0.0)}, "behavior.return_rate must be above 0."),
+        ({"agent": policy(gamma=1.1)}, "behavior.gamma must be 1 or less, not 1.1"),
         ({"num_envs": 500}, "raise it to 3500, or lower seq_length"),
         ({"agent": replace(TINY.agent, world_lr=-1.0)}, "world_lr must be 0 or more, not -1.0"),
         (

@@ -83,10 +83,9 @@ class Plan:
 
     def sham_of(self, arm: str) -> str | None:
         """The arm that is the same with a TV that shows nothing; None if there is none."""
-        method = next(iter(self.methods))
 
         def plain(name: str) -> dict[str, Any]:
-            return to_plain(self.config(Key(method, name, 0)))
+            return to_plain(self._of_arm(name))
 
         def same(name: str) -> dict[str, Any]:
             settings = {k: v for k, v in plain(name).items() if k != "tv_images"}
@@ -147,7 +146,11 @@ class Plan:
         return Machine(found.device, found.precision, threads)
 
     def _tv(self, arm: str) -> TVSpec | None:
-        return self.config(Key(next(iter(self.methods)), arm, 0)).env().tv
+        return self._of_arm(arm).env().tv
+
+    def _of_arm(self, arm: str) -> RunConfig:
+        """An arm's own settings, without a method's: not every method can be with every arm of a grid."""
+        return from_plain(RunConfig, self.arms[arm], self.common)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dreamer_lpm.compare import cost
 from dreamer_lpm.compare.cost import Cost
 from dreamer_lpm.compare.folder import cell_job
 from dreamer_lpm.compare.plan import Key
+from dreamer_lpm.state import State
 from tests.report.fake_grid import write_run
 from tests.tiny_run import TINY, TOML
 
@@ -178,6 +180,39 @@ def test_a_grid_grows_and_only_what_is_new_runs(folder: Path, monkeypatch: pytes
     assert json.loads((out / "grid.json").read_text())["arms"]["remote"]["sham"] == "sham"
 
 
+@pytest.mark.parametrize("first", ["sham", "remote"])
+def test_an_arm_and_its_sham_find_each_other_whichever_came_first(
+    first: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = {"sham": "remote", "remote": "sham"}[first]
+    for arm in (first, second):
+        finish_all(folder / "g", f"--methods none --arms {arm} --seeds 1", monkeypatch)
+    arms = json.loads((folder / "g" / "grid.json").read_text())["arms"]
+    assert {arm: about["sham"] for arm, about in arms.items()} == {"sham": None, "remote": "sham"}
+    assert list(arms) == [first, second]
+
+
+def test_a_method_may_come_that_cannot_be_with_an_earlier_arm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asked for the two together."""
+    with (folder / "tiny.toml").open("a") as file:
+        file.write("[methods.a]\n[methods.long]\nseq_length = 16\ncuriosity = 'none'\n[arms.many]\nnum_envs = 100\n")
+    finish_all(folder / "g", "--methods a --arms many --seeds 1", monkeypatch)
+    assert finish_all(folder / "g", "--methods long --arms off --seeds 1", monkeypatch) == ["long-off-0"]
+
+
+def test_a_cell_in_the_folder_of_an_earlier_commands_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_settings(folder)
+    with (folder / "tiny.toml").open("a") as file:
+        file.write("[methods.a]\n[methods.a-b]\n[arms.b-c]\n[arms.c]\n")
+    finish_all(folder / "g", "--methods a --arms b-c --seeds 1", monkeypatch)
+    before = (folder / "g" / "grid.json").read_text()
+    assert compare("--methods a-b --arms c --seeds 1 --out g") == 2
+    assert "The folder a-b-c-0 is another cell's of the grid in g; rename a method or an arm." in one_line(capsys)
+    assert (folder / "g" / "grid.json").read_text() == before
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -303,11 +338,24 @@ def test_a_dry_run_knows_what_finished_cells_took(
 
 
 def test_the_timing_grows_with_the_steps() -> None:
-    from dataclasses import replace
-
     short, long = (cost.timed(replace(TINY, steps=steps, prefill=0)) for steps in (10_000, 1_000_000))
     assert long.seconds > 20 * short.seconds > 0
     assert long.disk >= short.disk > 0
+
+
+@pytest.mark.parametrize(("steps", "num_envs"), [(2, 1), (16, 8)])
+def test_the_timing_of_what_is_shorter_than_a_sequence_ends(
+    steps: int, num_envs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observe, seen = State.observe, []
+
+    def counted(self: State, policy: Any) -> None:
+        seen.append(policy)
+        assert len(seen) < 100, "it never ends"
+        observe(self, policy)
+
+    monkeypatch.setattr(State, "observe", counted)
+    assert 0 < cost.timed(replace(TINY, steps=steps, num_envs=num_envs)).seconds < 60
 
 
 def test_cells_that_share_a_process(folder: Path) -> None:

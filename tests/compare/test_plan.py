@@ -145,6 +145,10 @@ FILE_MISTAKES = {
         "arms = ['off']\n[methods.mine]\ncuriosity = 'disagreement'\nbonus.members = 1",
         "Method 'mine': disagreement needs bonus.members of 2 or more, not 1",
     ),
+    "space": (
+        "arms = ['off']\nmethods = ['lpm', 'ama']\n[common]\nbonus.error_space = 'kl'",
+        "Method 'ama': 'ama' needs an error with a variance",
+    ),
     "seeds": ("methods = ['none']\narms = ['off']\nseeds = 'x'", "seeds must be whole numbers"),
     "same": ("methods = ['none']\narms = ['off']\nseeds = [1, 1]", "each only once"),
     "zero": ("methods = ['none']\narms = ['off']\nseeds = 0", "at least one"),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dreamer_lpm.compare.pool import Job, Locked, Pool, last_words, steps_done
+from dreamer_lpm.compare.pool import Job, Locked, Pool, Together, last_words, steps_done
 from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.types import UserError
 
@@ -51,10 +51,12 @@ class Yard:
         path = self.folder / name / "starts"
         return len(path.read_text()) if path.exists() else 0
 
-    def run(self, jobs: list[Job], *, side_by_side: int = 2, retries: int = 2) -> tuple[list[str], int | None]:
+    def run(
+        self, jobs: list[Job], *, side_by_side: int = 2, retries: int = 2, together: Together | None = None
+    ) -> tuple[list[str], int | None]:
         screen = Screen(cells=len(jobs), finished=0, steps=100 * len(jobs), done=0, console=Console(file=self.said))
         with Locked(self.folder) as lock, screen:
-            pool = Pool(jobs=side_by_side, retries=retries, threads=1, lock=lock, screen=screen)
+            pool = Pool(jobs=side_by_side, retries=retries, threads=1, lock=lock, screen=screen, together=together)
             return pool.run(jobs), pool.caught
 
 
@@ -105,6 +107,18 @@ def test_a_users_mistake_is_not_tried_again(yard: Yard) -> None:
     assert yard.run([yard.job("a", "print('error: no such env'); sys.exit(2)")]) == (["a"], None)
     assert yard.starts("a") == 1
     assert "error: no such env" in yard.said.getvalue()
+
+
+def test_a_failed_cell_of_several_is_told_with_its_own_words_and_the_log_that_there_is(yard: Yard) -> None:
+    jobs = [yard.job(name, "") for name in "abc"]
+    lines = [f"{jobs[0].folder}: error: no luck", f"{jobs[1].folder}: error: no env", f"{jobs[2].folder}: return 1.0"]
+    script = f"import pathlib, sys; print({chr(10).join(lines)!r})\n"
+    script += f"pathlib.Path({str(jobs[2].folder)!r}).mkdir(); pathlib.Path({str(jobs[2].folder / 'done')!r}).touch()\n"
+    script += "sys.exit(2)"
+    assert sorted(yard.run(jobs, together=(lambda cells: [sys.executable, "-c", script], 3))[0]) == ["a", "b"]
+    for name, line in zip("ab", lines, strict=False):
+        assert f"{name} ended with status 2, and is left. {line} ({yard.folder / 'a.log'})" in yard.said.getvalue()
+    assert [path.name for path in yard.folder.glob("*.log")] == ["a.log"]
 
 
 SAVES = """
@@ -173,6 +187,8 @@ def test_last_words(tmp_path: Path) -> None:
     assert last_words(tmp_path / "none") == ""
     (tmp_path / "log").write_text("one\nerror: two\n\n")
     assert last_words(tmp_path / "log") == "error: two"
+    assert last_words(tmp_path / "log", "one") == "one"
+    assert last_words(tmp_path / "log", "three") == "error: two"
 
 
 # --- the screen -------------------------------------------------------------------------------------------------------

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 import dreamer_lpm.train as train_module
+from dreamer_lpm.envs import episode_seed
 from dreamer_lpm.report.metrics import read_metrics
-from dreamer_lpm.train import Stopped, train
-from tests.tiny_run import WITH_TV, differences, everything
+from dreamer_lpm.report.video import EpisodeTrace
+from dreamer_lpm.train import EVAL_SEED, Stopped, train
+from tests.faults.deadly import ENV_ID
+from tests.tiny_run import TINY, WITH_TV, differences, everything
 
 RUN = replace(WITH_TV, steps=120, checkpoint_every=50)
 
@@ -74,3 +77,23 @@ def test_a_worker_that_is_killed_is_told_and_counted_and_the_run_goes_on(
     episodes = [row for row in read_metrics(tmp_path) if row["kind"] == "episode"]
     short = [row for row in episodes if row["length"] < 20]
     assert [row["step"] for row in short] == [70, 70], "both of its episodes were cut off, and no other"
+
+
+def test_an_env_that_kills_its_process_in_an_evaluation_ends_that_episode_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The film's episode is that one, too."""
+    monkeypatch.setenv("DEADLY_SEED", str(episode_seed(EVAL_SEED, 0, 0)))
+    monkeypatch.setattr(train_module, "plot_run", lambda run_dir: None)
+    films: list[EpisodeTrace] = []
+    monkeypatch.setattr(train_module, "episode_video", lambda path, trace: films.append(trace))
+    cfg = replace(TINY, env_name=f"tests.faults.deadly:{ENV_ID}", action_repeat=1, steps=60, env_workers=1)
+    report = train(cfg, tmp_path)
+    assert report.summary["env_steps"] == 60
+    assert report.summary["eval_returns"] == [1.0, 1.0], "the worker's other env shared its fate"
+    assert [len(film.obs) for film in films] == [3], "the first picture, one step, and the end"
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "The worker of envs 0 to 1 was killed by signal 9 and was started again; their episodes end here. "
+        "It was evaluating: its episodes ended there."
+    ) in said

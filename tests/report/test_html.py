@@ -15,7 +15,10 @@ import pytest
 
 from dreamer_lpm.report import html
 from dreamer_lpm.report.command import main
-from dreamer_lpm.report.svg import number, ticks
+from dreamer_lpm.report.curves import Curve
+from dreamer_lpm.report.grid import LATE_SHARE, Verdict
+from dreamer_lpm.report.statistics import Estimate
+from dreamer_lpm.report.svg import Line, line_chart, number, ticks
 from dreamer_lpm.report.video import EpisodeTrace, episode_video
 from dreamer_lpm.types import UserError
 from tests.report.browser import CHROMIUM, Browser
@@ -220,6 +223,35 @@ def test_it_is_drawn_without_torch(folder: Path) -> None:
         "sys.exit(status or 'torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True)
+
+
+def test_a_chance_of_nothing_is_not_divided_by() -> None:
+    found = Verdict("captured", Estimate(0.5, 0.4, 0.6, 5), 0.0, LATE_SHARE)
+    assert Page(html._chip(found)).text == "captured"
+
+
+def test_a_film_without_ffmpeg_has_no_poster(
+    folder: Path, film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert html._poster(film).startswith(' poster="data:image/jpeg')
+    for unusable in (tmp_path / "none", tmp_path):
+        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(unusable))
+        assert html._poster(film) == ""
+    [shown] = [attributes for tag, attributes in draw(folder).tags if tag == "video"]
+    assert "poster" not in shown
+
+
+@pytest.mark.parametrize("value", [-9.3, 0.0, 0.3, 1234.5, 1e9])
+@pytest.mark.parametrize("apart", [0.0, 1e-16, 1e-13])
+def test_values_equal_but_for_rounding_are_a_level_line(value: float, apart: float) -> None:
+    values = value + apart * np.array([0.0, 1.0])
+    curve = Curve(np.array([0.0, 100.0]), values, values, values, {0: values})
+    chart = line_chart([Line("m0", "mine", curve)], title="Return", last_step=100)
+    [value_line] = re.findall(r'<polyline class="mean[^"]*" points="([^"]+)"', chart)
+    heights = {point.split(",")[1] for point in value_line.split()}
+    assert len(heights) == 1, chart
+    labels = re.findall(r'class="tick" x="42" [^>]*>([^<]+)<', chart)
+    assert len(set(labels)) == len(labels) > 1
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1234.0, -56.0), (3.0, 3.0), (1e-7, 2e-7), (0.0, 6000.0)])

@@ -56,6 +56,19 @@ def test_bins_of_unequal_or_no_steps_weigh_as_their_steps() -> None:
     assert escape_step([(0, 0)] * 5, 0.1) == 0
 
 
+@pytest.mark.parametrize(
+    ("bins", "step"),
+    [
+        ([[64, 64], *[[0, 0]] * 9] * 3, None),  # on at all steps
+        ([[64, 64], *[[0, 0]] * 9, [0, 64], *[[0, 0]] * 9], 100),
+        ([[0, 64], *[[0, 0]] * 9, [64, 64], *[[0, 0]] * 9], None),
+    ],
+)
+def test_windows_without_steps_say_nothing(bins: list[list[int]], step: int | None) -> None:
+    """With a thousand envs a stride passes several windows."""
+    assert escape_step(bins, 0.25) == step
+
+
 def test_the_last_quarter_of_the_tv() -> None:
     assert late_tv_share([ON] * 30 + [HALF] * 10, 4000) == 0.5
     assert late_tv_share([ON] * 29 + [HALF] * 10 + [OFF], 4000) == pytest.approx(0.45)

@@ -221,7 +221,8 @@ def kept_of(grid: Grid, method: str) -> Estimate:
 
 def draw(study: Grid, path: Path) -> None:
     """TV share over time: every seed a thin line, the IQM a thick one."""
-    methods = {"none": "#777777", "prediction_error": "#c0392b", "lpm": "#1f77b4", "lpm_dual": "#2a9d57"}
+    methods = {"none": "#777777", "prediction_error": "#c0392b", "lpm": "#1f77b4", "lpm_dual": "#2a9d57",
+               f"lpm{UNGATED}": "#1f77b4"}  # fmt: skip
     kinds = {
         "reward-free: a new photo at each step": ("free_", "", "remote"),
         "reward-free: always the same photo (K = 1)": ("free_", "", "remote_k1"),
@@ -234,8 +235,9 @@ def draw(study: Grid, path: Path) -> None:
             curves = share_curves(study, f"{before}{name}{after}", arm)
             if len(curves):
                 steps = (np.arange(curves.shape[1]) + 1) * BIN
-                ax.plot(steps, curves.T, color=colour, lw=0.6, alpha=0.5)
-                ax.plot(steps, band(curves)[0], color=colour, lw=2.5, label=name)
+                look = "--" if name.endswith(UNGATED) else "-"
+                ax.plot(steps, curves.T, look, color=colour, lw=0.6, alpha=0.5)
+                ax.plot(steps, band(curves)[0], look, color=colour, lw=2.5, label=name.replace(UNGATED, ", no gate"))
         ax.axhline(study.chance(arm) or 0, color="black", lw=0.8, ls=":")
         ax.set_title(words, fontsize=10)
         ax.set_ylim(-0.02, 1.02)

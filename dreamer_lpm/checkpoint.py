@@ -185,15 +185,18 @@ def folder_of(run_dir: Path, step: int) -> Path:
 
 def metrics_reach(run_dir: Path, folder: Path) -> bool:
     """Whether ``metrics.jsonl`` is as long as when the (whole) checkpoint was saved; else nothing can go on from it."""
-    length, _ = _manifest(folder).get("metrics", (0, ""))
-    path = run_dir / METRICS_FILE
-    return not length or (path.is_file() and path.stat().st_size >= length)
+    return _reaches(run_dir / METRICS_FILE, _manifest(folder).get("metrics", (0, ""))[0])
 
 
 def metrics_intact(run_dir: Path, folder: Path) -> bool:
     """Whether ``metrics.jsonl`` still begins with the lines that the (whole) checkpoint was saved with."""
     length, digest = _manifest(folder).get("metrics", (0, ""))
-    return not length or (metrics_reach(run_dir, folder) and sha256(run_dir / METRICS_FILE, length) == digest)
+    path = run_dir / METRICS_FILE
+    return not length or (_reaches(path, length) and sha256(path, length) == digest)
+
+
+def _reaches(path: Path, length: int) -> bool:
+    return not length or (path.is_file() and path.stat().st_size >= length)
 
 
 def _files(run_dir: Path, folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:

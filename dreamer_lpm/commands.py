@@ -22,6 +22,7 @@ from dreamer_lpm.envs import make_env
 from dreamer_lpm.evaluate import evaluate, export_agent, load, record
 from dreamer_lpm.machine import let_streams_run_side_by_side
 from dreamer_lpm.noisy_tv import NoisyTVError, load_images
+from dreamer_lpm.noisy_tv.images import pooled
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.report.strict_json import partial_of
@@ -74,7 +75,7 @@ def _train(args: list[str], guide: bool, team: Team | None) -> int:
     if known.seeds is not None:
         if team:
             raise UserError("torchrun's processes learn one agent; for --seeds start dreamer-lpm without it.")
-        jobs = _alike(_seeded(known, rest, program, run_dir))
+        jobs = _seeded(known, rest, program, run_dir)
         return _train_many(jobs, _again(known, program, run_dir, "--seeds", known.seeds))
     job = _job(known, rest, program, run_dir)
     try:
@@ -96,29 +97,22 @@ def _again(known: argparse.Namespace, program: str, run_dir: Path, *more: str) -
 
 
 def _seeded(known: argparse.Namespace, rest: list[str], program: str, run_dir: Path) -> list[Job]:
-    """A run for each of --seeds. One that had not begun when all were stopped takes the settings of one that had."""
+    """A run for each of --seeds.
+
+    Those that begin share what is left to the machine, decided once: device, arithmetic, pictures. One that had not
+    begun when all were stopped takes the settings of one that had.
+    """
     runs = {seed: run_dir.with_name(f"{run_dir.name}-{seed}") for seed in read_seeds(known.seeds)}
-    begun = [path for path in runs.values() if (path / CONFIG_FILE).is_file()]
-    jobs = []
-    for seed, path in runs.items():
-        like = path if path in begun or not begun else begun[0]
-        job = _job(known, rest, program, like)
-        fresh = dataclasses.replace(job.cfg, seed=seed)
-        jobs.append(job if job.resume and like == path else Job(fresh, path))
-    return jobs
-
-
-def _alike(jobs: list[Job]) -> list[Job]:
-    """Those that begin with what is left to the machine decided once for all: device, arithmetic, pictures."""
-    fresh = [job for job in jobs if not job.resume]
-    if not fresh:
-        return jobs
-    cfg = settled(fresh[0].cfg)
+    begun = [seed for seed, path in runs.items() if known.resume and (path / CONFIG_FILE).is_file()]
+    jobs = {seed: _job(known, rest, program, runs[seed]) for seed in begun or list(runs)[:1]}
+    if len(begun) == len(runs):
+        return list(jobs.values())
+    cfg = settled(next(iter(jobs.values())).cfg)
     spec = cfg.env().tv
     pictures = load_images(spec.source, cfg.data_dir) if spec else None
     return [
-        job if job.resume else Job(dataclasses.replace(cfg, seed=job.cfg.seed), job.run_dir, pictures=pictures)
-        for job in jobs
+        jobs[seed] if seed in begun else Job(dataclasses.replace(cfg, seed=seed), path, pictures=pictures)
+        for seed, path in runs.items()
     ]
 
 
@@ -304,7 +298,8 @@ def eval_command(args: list[str]) -> int:
             f"{options.agent} wants to run the Python module '{module}' for its env; if you know it, add --trust."
         )
     env = cfg.env(tv_on=options.tv == "as-trained")
-    images = load_images(env.tv.source, cfg.data_dir)[0] if env.tv and env.tv.control is None else None
+    tv = env.tv if env.tv and env.tv.control is None else None
+    images = pooled(load_images(tv.source, cfg.data_dir)[0], tv.pool) if tv else None
 
     def make() -> Any:
         return make_env(env, images=images)

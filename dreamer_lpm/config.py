@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import tyro
 
 from dreamer_lpm.agent import AgentConfig
 from dreamer_lpm.behavior import BehaviorConfig
+from dreamer_lpm.curiosity import terms
 from dreamer_lpm.envs import EnvConfig
 from dreamer_lpm.fusing import cannot_fuse
 from dreamer_lpm.machine import Precision, pick_device, pick_precision, pick_threads
@@ -166,9 +166,8 @@ def _check_memory(cfg: RunConfig) -> None:
             f"A replay_capacity of {cfg.replay_capacity} holds {held} steps of each env, and a sequence needs "
             f"{cfg.seq_length + 1}: raise it to {cfg.num_envs * (cfg.seq_length + 1)}, or lower seq_length."
         )
-    transitions, names = cfg.batch_size * (cfg.seq_length - 1), re.split(r"[+*\s]+", cfg.agent.curiosity)
-    if "lpm" in names and cfg.agent.bonus.queue < transitions:
-        queue = cfg.agent.bonus.queue
+    transitions, queue = cfg.batch_size * (cfg.seq_length - 1), cfg.agent.bonus.queue
+    if queue < transitions and "lpm" in dict(terms(cfg.agent.curiosity)):
         raise UserError(f"A bonus.queue of {queue} cannot hold the {transitions} transitions of a batch; raise it.")
 
 

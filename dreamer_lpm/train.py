@@ -40,7 +40,7 @@ from dreamer_lpm.guard import FIRST_ALARM, alarms, save_batch
 from dreamer_lpm.lock import RunLock
 from dreamer_lpm.machine import keep_freed_memory, pick_device, set_tf32
 from dreamer_lpm.noisy_tv import ImageSource, TVImages, TVSpec, load_images
-from dreamer_lpm.noisy_tv.images import Pool
+from dreamer_lpm.noisy_tv.images import pooled
 from dreamer_lpm.report.measures import BIN, escape_step, late_mean, late_tv_share
 from dreamer_lpm.report.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoardSink, WandbSink, read_metrics
 from dreamer_lpm.report.plots import plot_run
@@ -133,8 +133,8 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
         keep_freed_memory()
         spec = cfg.env().tv
         images, shown = job.pictures or (load_images(spec.source, cfg.data_dir) if spec else (None, None))
-        if images and spec and spec.pool:
-            images = Pool(images, spec.pool)  # once for all envs, those of evaluations too
+        if images and spec:
+            images = pooled(images, spec.pool)  # once for all envs, those of evaluations too
         if shown:
             # Whatever "auto" finds tomorrow, this run goes on with these pictures, and its record says how they were
             # found.

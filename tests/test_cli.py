@@ -21,7 +21,9 @@ import torch
 
 from dreamer_lpm import cli, commands
 from dreamer_lpm.config import RunConfig, settled
+from dreamer_lpm.envs import make_env
 from dreamer_lpm.evaluate import load, save_agent
+from dreamer_lpm.noisy_tv.images import Pool
 from dreamer_lpm.presets import PRESETS
 from dreamer_lpm.settings import to_plain
 from dreamer_lpm.train import Job, Report, Stopped
@@ -534,6 +536,26 @@ def test_eval_prints_a_table_and_saves_a_video(
     assert all(row[2] == "8" for row in rows)
     assert "video: films/mine.mp4" in out
     assert frames(folder / "films" / "mine.mp4") >= 9
+
+
+def test_eval_draws_the_tvs_pool_once_for_all_envs(
+    agent_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[Any] = []
+
+    def noting(env: Any, images: Any) -> Any:
+        given.append(images)
+        return make_env(env, images=images)
+
+    data = torch.load(agent_file, weights_only=True)
+    data["about"]["run"]["tv"].update(pool=3, trigger="always")
+    torch.save(data, agent_file)
+    monkeypatch.setattr(commands, "make_env", noting)
+    assert cli.main(["eval", "agent_lpm.pth", "--episodes", "2"]) == 0
+    assert "100%" in capsys.readouterr().out
+    assert len(given) > 2
+    assert isinstance(given[0], Pool)
+    assert all(images is given[0] for images in given)
 
 
 def test_eval_without_the_tv_needs_no_pictures(

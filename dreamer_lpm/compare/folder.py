@@ -61,7 +61,8 @@ def write_grid(out: Path, plan: Plan, machine: Machine, args: list[str]) -> None
     """Say in ``grid.json`` what the grid is; methods, arms and seeds of earlier commands stay."""
     old = read_grid(out).about if is_grid(out) else {}
     before = {arm: about["settings"] for arm, about in old.get("arms", {}).items()}
-    whole = dataclasses.replace(plan, arms={**before, **plan.arms})
+    methods = {**old.get("methods", {}), **plan.methods}
+    whole = dataclasses.replace(plan, methods=methods, arms={**before, **plan.arms})
     arms = {
         arm: {
             "settings": settings,
@@ -81,7 +82,7 @@ def write_grid(out: Path, plan: Plan, machine: Machine, args: list[str]) -> None
         "format": FORMAT,
         "env_name": plan.common.env_name,
         "commands": list(dict.fromkeys([*old.get("commands", []), command])),
-        "methods": {**old.get("methods", {}), **plan.methods},
+        "methods": methods,
         "arms": arms,
         "seeds": sorted({*old.get("seeds", []), *plan.seeds}),
         "common": to_plain(plan.common),

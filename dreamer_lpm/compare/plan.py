@@ -149,8 +149,15 @@ class Plan:
         return self._of_arm(arm).env().tv
 
     def _of_arm(self, arm: str) -> RunConfig:
-        """An arm's own settings, without a method's: not every method can be with every arm of a grid."""
-        return from_plain(RunConfig, self.arms[arm], self.common)
+        """An arm with the first method that it can be with: in a grid that grew, not every one goes with every arm."""
+        wrong: UserError | None = None
+        for method in self.methods:
+            try:
+                return self.config(Key(method, arm, 0))
+            except UserError as error:
+                wrong = wrong or error
+        assert wrong is not None, "a plan has a method"
+        raise wrong
 
 
 @dataclass(frozen=True)

@@ -88,19 +88,24 @@ def _ready(name: str, cfg: CuriosityConfig, dims: Dims) -> IntrinsicReward:
     return Distilled(bonus, dims, cfg.hidden) if bonus.needs_target else bonus
 
 
+def terms(text: str) -> list[tuple[str, str | None]]:
+    """Each name in ``lpm_dual+0.5*disagreement``, with its weight as it is written there, if it is."""
+    parts = (term.rpartition("*") for term in text.split("+"))
+    return [(name.strip(), weight.strip() if star else None) for weight, star, name in parts]
+
+
 def parse_curiosity(text: str, cfg: CuriosityConfig) -> dict[str, float]:
     """Names and weights of ``lpm_dual+0.5*disagreement``.
 
     Raises UserError when it cannot be read as such, a name is not registered, or ``cfg`` has too few members for it.
     """
     weights: dict[str, float] = {}
-    for term in text.split("+"):
-        weight, star, name = (part.strip() for part in term.rpartition("*"))
+    for name, weight in terms(text):
         if name not in REGISTRY:
             raise UserError(f"Unknown curiosity '{name}'; choose one of: {', '.join(REGISTRY)}.")
         if name in weights:
             raise UserError(f"Curiosity '{text}' names '{name}' twice; add up its weights.")
-        weights[name] = _weight(weight, text) if star else 1.0
+        weights[name] = 1.0 if weight is None else _weight(weight, text)
     if "disagreement" in weights and cfg.members < 2:  # one alone has no variance
         raise UserError(f"disagreement needs bonus.members of 2 or more, not {cfg.members}.")
     return weights
@@ -120,5 +125,5 @@ __all__ = [
     "AMA", "ICM", "LBS", "LPM", "REGISTRY", "RND", "CuriosityConfig", "Dims", "Disagreement", "Distilled",
     "ErrorPredictor", "FitGate", "GammaProgress", "IntrinsicReward", "LPMDual", "LPMGuide", "LPMOptimistic", "Losses",
     "NoBonus", "Normalized", "PredictionError", "Sum", "Transition", "build_curiosity", "log_mse", "mse",
-    "parse_curiosity", "reads_embeddings", "reads_pictures",
+    "parse_curiosity", "reads_embeddings", "reads_pictures", "terms",
 ]  # fmt: skip

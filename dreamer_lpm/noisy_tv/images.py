@@ -104,6 +104,11 @@ class Pool:
         )
 
 
+def pooled(images: ImageSource, size: int | None) -> ImageSource:
+    """A pool of ``images``; None asks for no pool. One that is a pool stays it, so that all who have it share it."""
+    return images if size is None or isinstance(images, Pool) else Pool(images, size)
+
+
 def load_images(
     source: str, data_dir: Path | None = None, *, timeout: float = 5.0, archive: cifar10.Archive = cifar10.OFFICIAL
 ) -> tuple[ImageSource, TVImages]:

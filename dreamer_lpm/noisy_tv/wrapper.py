@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dreamer_lpm.noisy_tv.condition import Condition, parse
 from dreamer_lpm.noisy_tv.errors import NoisyTVError
-from dreamer_lpm.noisy_tv.images import ImageSource, Pool, load_images
+from dreamer_lpm.noisy_tv.images import ImageSource, load_images, pooled
 from dreamer_lpm.noisy_tv.spec import REMOTE_FIRES_ABOVE, TVSpec, row_of, unsupported
 
 Frame = NDArray[np.uint8]  # (H, W, 3)
@@ -65,7 +65,7 @@ class NoisyTV(gym.Wrapper[Frame, Any, Frame, Any], gym.utils.RecordConstructorAr
         self._images: ImageSource | None = None
         if spec.control is None:
             drawn = load_images(spec.source)[0] if images is None else images
-            self._images = drawn if spec.pool is None or isinstance(drawn, Pool) else Pool(drawn, spec.pool)
+            self._images = pooled(drawn, spec.pool)
         self._rng, self._coin = np.random.default_rng(), np.random.default_rng()
         self._picture: Frame | None = None
 

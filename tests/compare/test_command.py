@@ -200,6 +200,17 @@ def test_a_method_may_come_that_cannot_be_with_an_earlier_arm(folder: Path, monk
     assert finish_all(folder / "g", "--methods long --arms off --seeds 1", monkeypatch) == ["long-off-0"]
 
 
+def test_an_arm_that_can_be_only_with_its_method(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it came first, or after one that it cannot be with."""
+    with (folder / "tiny.toml").open("a") as file:
+        file.write("[methods.short]\nseq_length = 2\n[arms.many]\nnum_envs = 300\n")
+    for out, order in (("g", ("short-many", "none-off")), ("h", ("none-off", "short-many"))):
+        for method, arm in (name.split("-") for name in order):
+            asked = f"--methods {method} --arms {arm} --seeds 1"
+            assert finish_all(folder / out, asked, monkeypatch) == [f"{method}-{arm}-0"]
+        assert sorted(json.loads((folder / out / "grid.json").read_text())["arms"]) == ["many", "off"]
+
+
 def test_a_cell_in_the_folder_of_an_earlier_commands_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

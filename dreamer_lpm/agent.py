@@ -20,13 +20,14 @@ from dreamer_lpm.curiosity import (
     IntrinsicReward,
     Transition,
     build_curiosity,
+    needs_earlier,
     reads_embeddings,
     reads_pictures,
 )
 from dreamer_lpm.machine import all_at_once, at_once, lanes
 from dreamer_lpm.nets import gumbel, masked_mean, one_hot
 from dreamer_lpm.types import ActionSpec, Batch
-from dreamer_lpm.world import Latent, Lesson, Losses, WorldConfig, WorldModel
+from dreamer_lpm.world import Earlier, Latent, Lesson, Losses, WorldConfig, WorldModel
 
 _DREAMS = 256  # at a time on a CPU: parts that two lanes can share, and large enough for its products
 Policy = Literal["sample", "mode", "random"]
@@ -40,8 +41,8 @@ class AgentConfig:
     behavior: BehaviorConfig = field(default_factory=BehaviorConfig)
     bonus: CuriosityConfig = field(default_factory=CuriosityConfig)
     curiosity: str = "lpm"
-    """Which bonus: none, prediction_error, icm, rnd, disagreement, ama, lbs, gamma_progress, lpm, lpm_guide, lpm_dual
-    or lpm_optimistic; or a weighted sum, such as lpm_dual+0.5*disagreement."""
+    """Which bonus: none, prediction_error, icm, rnd, disagreement, ama, lbs, gamma_progress, lpm, lpm_guide, lpm_dual,
+    lpm_paired or lpm_optimistic; or a weighted sum, such as lpm_dual+0.5*disagreement."""
     lpm_eta: float = 1.0
     """Strength of curiosity: reward += lpm_eta * bonus. Larger is more curious, smaller more task-driven, 0 is off."""
     extrinsic: float = 1.0
@@ -108,28 +109,28 @@ class Parts(NamedTuple):
     world: WorldModel
     behavior: Behavior
     curiosity: IntrinsicReward
+    earlier: Earlier | None  # for a bonus that needs it
 
 
 def build_parts(cfg: AgentConfig, spec: ActionSpec, size: int = 64) -> Parts:
-    """The three networks with their initial weights, drawn from torch's global generator."""
+    """The networks with their initial weights, drawn from torch's global generator."""
     world = WorldModel(cfg.world, spec, size)
     feat_size = world.rssm.feat_size
-    return Parts(
-        world,
-        Behavior(cfg.behavior, feat_size, spec),
-        build_curiosity(cfg.curiosity, cfg.bonus, Dims(feat_size, spec.size)),
-    )
+    behavior = Behavior(cfg.behavior, feat_size, spec)
+    curiosity = build_curiosity(cfg.curiosity, cfg.bonus, Dims(feat_size, spec.size))
+    earlier = Earlier(world, round(1 / cfg.bonus.rate)) if needs_earlier(curiosity) else None
+    return Parts(world, behavior, curiosity, earlier)
 
 
 def shapes(cfg: AgentConfig, spec: ActionSpec) -> dict[str, torch.Size]:
     """Name and shape of everything in an agent's ``state_dict``, found without taking any memory for it."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         parts = build_parts(cfg, spec)._asdict()
-    return {f"{name}.{key}": x.shape for name, part in parts.items() for key, x in part.state_dict().items()}
+    return {f"{name}.{key}": x.shape for name, part in parts.items() if part for key, x in part.state_dict().items()}
 
 
 class Agent(nn.Module):
-    """Joins the three parts.
+    """Joins the parts.
 
     All randomness comes from ``generator``, which is part of the state that survives a restart. ``felt`` holds the
     features of the last update, and is no part of that state.
@@ -157,7 +158,7 @@ class Agent(nn.Module):
         self.fused = False  # whether parts of an update are compiled (fusing.py)
         with torch.random.fork_rng(devices=[]):  # the layers' initial weights, without touching the global generator
             torch.manual_seed(seed)
-            self.world, self.behavior, self.curiosity = build_parts(cfg, spec, size)
+            self.world, self.behavior, self.curiosity, self.earlier = build_parts(cfg, spec, size)
         # Tensors, so that agents who weigh the two otherwise can still learn as one (flock.py).
         self.register_buffer("extrinsic", torch.tensor(float(cfg.extrinsic)), persistent=False)
         self.register_buffer("eta", torch.tensor(float(cfg.lpm_eta)), persistent=False)
@@ -338,6 +339,10 @@ class Agent(nn.Module):
         with self.autocast():
             error, gate = self.world.foresee(batch, lesson)
             seen = self._transitions(batch, lesson, error)
+            if self.earlier is not None:
+                self.earlier.follow(self.world)
+                before = self.earlier.error(batch, noise.world)[:, 1:]
+                seen = replace(seen, error_before=before, lag=self.earlier.lag.expand(before.shape))
             curiosity = self.curiosity.loss(seen)
             behavior, dream_metrics, dreamed = self._dream(batch, lesson.latents.detach(), noise, lanes)
         with torch.no_grad():

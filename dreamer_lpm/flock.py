@@ -22,7 +22,7 @@ from dreamer_lpm.agent import Agent, Carry, Policy, Thought, total
 from dreamer_lpm.capture import Captured, Download, upload
 from dreamer_lpm.fusing import fuse
 from dreamer_lpm.types import Batch
-from dreamer_lpm.world import Latent
+from dreamer_lpm.world import RSSM, Latent
 from dreamer_lpm.world.codec import as_products
 
 if TYPE_CHECKING:
@@ -181,12 +181,14 @@ class Flock:
     ) -> tuple[Batch, Thought, Tensor]:
         with torch.no_grad(), self._holding(replay=replay):
             batch = self.model.replay.gather(places, self.model.cfg.seq_length)
-        rssm = self.model.agent.world.rssm
-        rssm.together = True
+        memories = [part for part in self.model.agent.modules() if isinstance(part, RSSM)]
+        for rssm in memories:
+            rssm.together = True
         try:
             thought: Thought = functional_call(self.model.agent, weights, (batch, uniform, True))
         finally:
-            rssm.together = False
+            for rssm in memories:
+                rssm.together = False
         return batch, thought, total(thought.losses)
 
     def _note(self, parts: Mapping[str, Tensors], update: Tensor, metrics: Tensors, batch: Batch, felt: Any) -> Tensor:

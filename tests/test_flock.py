@@ -87,7 +87,7 @@ def test_in_every_kind_of_run(change: dict[str, object]) -> None:
     assert_close(played(cfg, together=True), played(cfg, together=False))
 
 
-@pytest.mark.parametrize("curiosity", ["lpm", "lpm_dual"])
+@pytest.mark.parametrize("curiosity", ["lpm", "lpm_dual", "lpm_paired"])
 def test_it_can_be_recorded(curiosity: str) -> None:
     cfg = replace(WITH_TV, agent=replace(TINY.agent, curiosity=curiosity))
     assert_close(played(cfg, together=True, recorded=True), played(cfg, together=False))

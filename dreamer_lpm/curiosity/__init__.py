@@ -9,12 +9,19 @@ from dataclasses import dataclass
 from dreamer_lpm.curiosity.ama import AMA
 from dreamer_lpm.curiosity.base import Dims, FitGate, IntrinsicReward, Losses, Transition, log_mse, mse
 from dreamer_lpm.curiosity.disagreement import Disagreement
-from dreamer_lpm.curiosity.error_space import ErrorSpaceName, reads_embeddings, reads_error_space, reads_pictures
+from dreamer_lpm.curiosity.error_space import (
+    ErrorSpaceName,
+    needs_earlier,
+    reads_embeddings,
+    reads_error_space,
+    reads_pictures,
+)
 from dreamer_lpm.curiosity.gamma_progress import GammaProgress
 from dreamer_lpm.curiosity.icm import ICM
 from dreamer_lpm.curiosity.lbs import LBS
 from dreamer_lpm.curiosity.lpm import LPM, ErrorPredictor, LPMDual, LPMGuide
 from dreamer_lpm.curiosity.lpm_optimistic import LPMOptimistic
+from dreamer_lpm.curiosity.lpm_paired import LPMPaired
 from dreamer_lpm.curiosity.none import NoBonus
 from dreamer_lpm.curiosity.prediction_error import PredictionError
 from dreamer_lpm.curiosity.rnd import RND
@@ -31,7 +38,8 @@ class CuriosityConfig:
     queue: int = 16384
     """Transitions in LPM's FIFO queue of earlier errors."""
     rate: float = 0.01
-    """Rate at which the delayed copies of lpm_dual, lpm_optimistic and gamma_progress follow."""
+    """Rate at which the delayed copies of lpm_dual, lpm_optimistic and gamma_progress follow; 1 / rate is the number
+    of updates after which lpm_paired takes a new copy of the world model."""
     error_space: ErrorSpaceName = "frame"
     """Where prediction_error, ama and the lpm kinds measure the error: frame (pixels), random (features of a frozen
     random network), embedding (the encoder's) or kl (posterior against prior)."""
@@ -63,6 +71,7 @@ REGISTRY: dict[str, Builder] = {
     "lpm": lambda cfg, dims: LPM(dims, cfg.hidden, cfg.queue, cfg.error_space),
     "lpm_guide": lambda cfg, dims: LPMGuide(dims, cfg.hidden, cfg.error_space),
     "lpm_dual": lambda cfg, dims: LPMDual(dims, cfg.hidden, cfg.rate, cfg.error_space),
+    "lpm_paired": lambda cfg, dims: LPMPaired(dims, cfg.hidden),
     "lpm_optimistic": lambda cfg, dims: LPMOptimistic(
         dims, cfg.member_hidden, cfg.rate, cfg.error_space, cfg.members, cfg.optimism
     ),
@@ -123,7 +132,7 @@ def _weight(word: str, text: str) -> float:
 
 __all__ = [
     "AMA", "ICM", "LBS", "LPM", "REGISTRY", "RND", "CuriosityConfig", "Dims", "Disagreement", "Distilled",
-    "ErrorPredictor", "FitGate", "GammaProgress", "IntrinsicReward", "LPMDual", "LPMGuide", "LPMOptimistic", "Losses",
-    "NoBonus", "Normalized", "PredictionError", "Sum", "Transition", "build_curiosity", "log_mse", "mse",
-    "parse_curiosity", "reads_embeddings", "reads_pictures", "terms",
+    "ErrorPredictor", "FitGate", "GammaProgress", "IntrinsicReward", "LPMDual", "LPMGuide", "LPMOptimistic",
+    "LPMPaired", "Losses", "NoBonus", "Normalized", "PredictionError", "Sum", "Transition", "build_curiosity",
+    "log_mse", "mse", "needs_earlier", "parse_curiosity", "reads_embeddings", "reads_pictures", "terms",
 ]  # fmt: skip

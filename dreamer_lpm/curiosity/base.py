@@ -29,6 +29,8 @@ class Transition:
     and channels. ``kl`` (...) >= 0 is KL(posterior || prior) of ``next_feat`` in nats. ``target_embed`` and
     ``predicted_embed`` (..., E) are the encoder's views of the two frames, and are computed only for a bonus that reads
     them.
+    ``error_before`` (...) is the same error of the world model as it was some updates ago, and ``lag`` (...) in [0, 1]
+    says how many, as a share of the most that it can be; they are made only for a bonus that ``needs_earlier``.
     All tensors are detached: curiosity never trains the world model.
     """
 
@@ -43,6 +45,8 @@ class Transition:
     target_embed: Tensor | None = None
     predicted_embed: Tensor | None = None
     error: Tensor | None = None
+    error_before: Tensor | None = None
+    lag: Tensor | None = None
 
     def unseen(self) -> Transition:
         """The same step with nothing seen, as if it had been dreamed."""
@@ -82,6 +86,8 @@ class IntrinsicReward(nn.Module, ABC):
 
     needs_target: bool = False
     """True: pays for what was really seen, so ``build_curiosity`` wraps it in ``Distilled`` to work in dreams."""
+    needs_earlier: bool = False
+    """True: reads ``Transition.error_before``, for which a copy of the world model is kept and asked."""
     reads_pictures: bool = True
     """False: does without ``Transition.target``, ``predicted`` and ``frame``, whose making takes time."""
 

@@ -100,6 +100,11 @@ def reads_pictures(bonus: nn.Module) -> bool:
     return any(part.reads_pictures for part in bonus.modules() if isinstance(part, IntrinsicReward | ErrorSpace))
 
 
+def needs_earlier(bonus: nn.Module) -> bool:
+    """Whether the bonus, or anything in it, needs ``Transition.error_before``."""
+    return any(part.needs_earlier for part in bonus.modules() if isinstance(part, IntrinsicReward))
+
+
 def reads_embeddings(bonus: nn.Module) -> bool:
     """Whether the bonus needs ``Transition.target_embed`` and ``predicted_embed``."""
     return any(isinstance(part, EmbeddingSpace) for part in bonus.modules())

@@ -130,12 +130,17 @@ class WorldModel(nn.Module):
         Returns the mean squared error over pixels in [0, 1], (B, T) without a gradient, and the noise gate's loss
         (B, T), if there is a gate. Its gradient reaches the gate alone.
         """
-        with torch.no_grad():
-            expected = Latent(lesson.latents.deter, self.rssm.sample(lesson.prior, None)).feat
-            error = self.decoder.error(expected, lesson.folded) / lesson.folded.shape[-1]
+        error = self.error(lesson)
         if self.rssm.gate is None:
             return error, {}
         return error, {"gate": self.rssm.gate.loss(lesson.latents.deter, torch.log(error + 1e-8), batch.is_first)}
+
+    @torch.no_grad()
+    def error(self, lesson: Lesson) -> Tensor:
+        """Mean squared error over pixels in [0, 1] of the frames that had been expected, (B, T)."""
+        expected = Latent(lesson.latents.deter, self.rssm.sample(lesson.prior, None)).feat
+        wrong: Tensor = self.decoder.error(expected, lesson.folded)
+        return wrong / lesson.folded.shape[-1]
 
     def _robust(self, error: Tensor) -> Tensor:
         """c log(1 + error / c): the squared error where it is small, its logarithm where it is large (...) -> (...).

@@ -56,6 +56,8 @@ def transition(seed: int, spec: ActionSpec = CONTINUOUS, shape: tuple[int, int] 
         kl=3 * torch.rand(shape, generator=rng),
         target_embed=torch.randn(*shape, EMBED, generator=rng),
         predicted_embed=torch.randn(*shape, EMBED, generator=rng),
+        error_before=torch.rand(shape, generator=rng),
+        lag=torch.full(shape, 0.5),
     )
 
 

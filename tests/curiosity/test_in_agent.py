@@ -268,6 +268,8 @@ def test_losses_have_names_of_their_own(name: str) -> None:
     """A name that another part uses too would silently replace that part's loss."""
     batch = random_batch()
     alone, curious = agent("none").update(batch), agent(name)
-    own = len(curious.curiosity.loss(watched(batch).learned[0]))
+    steps = watched(batch).learned[0]
+    assert steps.error is not None
+    own = len(curious.curiosity.loss(replace(steps, error_before=steps.error, lag=torch.ones_like(steps.error))))
     total = [key for key in agent(name).update(batch) if key.startswith("loss/")]
     assert len(total) == len([key for key in alone if key.startswith("loss/")]) + own

@@ -86,6 +86,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 RUNS = {
     "plain": TINY,
     "tv": replace(WITH_TV, steps=200, eval_every=70, agent=replace(TINY.agent, curiosity="lpm_dual")),
+    "paired": replace(WITH_TV, steps=130, agent=replace(TINY.agent, curiosity="lpm_paired")),
     "remote": replace(
         TINY, noisy_tv=True, tv=TVSpec(trigger="remote", persistence="sticky", pool=3), replay_capacity=70, steps=130
     ),
@@ -106,7 +107,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[st
     return Made()
 
 
-@pytest.mark.parametrize(("name", "at"), [("plain", 25), ("plain", 101), ("tv", 77), ("tv", 140), ("remote", 90)])
+@pytest.mark.parametrize(("name", "at"), [("plain", 25), ("plain", 101), ("tv", 77), ("tv", 140), ("remote", 90), ("paired", 90)])
 def test_stopped_and_resumed_equals_uninterrupted(
     name: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, dict[str, Any]]
 ) -> None:

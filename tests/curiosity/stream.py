@@ -53,16 +53,23 @@ def stream(seed: int = 0, shape: tuple[int, int] = (4, 12), *, discovered: bool 
         frames = torch.rand(*shape, 4, 4, 3, generator=rng) - 0.5
         contrast = 0.1 ** torch.rand(*shape, 1, 1, 1, generator=rng)
         noise = (place == NOISE)[..., None, None, None]
-        error = torch.tensor([0.0, offset(step), EASY])[place][..., None, None, None]
+        age = step % round(1 / CONFIG.rate)
+        error, earlier = (
+            torch.tensor([0.0, offset(at), EASY])[place][..., None, None, None] for at in (step, step - age)
+        )
+        target = torch.where(noise, 0.5 + contrast * frames, pattern[place] + 0.02 * frames)
+        predicted, before = (torch.where(noise, 0.5, pattern[place] + wrong) for wrong in (error, earlier))
         yield Transition(
             feat=feat,
             action=torch.rand(*shape, 2, generator=rng) * 2 - 1,
             next_feat=torch.where(noise[..., 0, 0], torch.randn(*shape, 3, generator=more), leads_to[place]),
             mask=torch.rand(shape, generator=rng) > 0.1,
-            target=torch.where(noise, 0.5 + contrast * frames, pattern[place] + 0.02 * frames),
-            predicted=torch.where(noise, 0.5, pattern[place] + error),
+            target=target,
+            predicted=predicted,
             frame=pattern[place].roll(1, 1),
             kl=torch.where(noise, 3 * torch.rand(noise.shape, generator=more), 10 * error).flatten(-4),
+            error_before=(target - before).square().mean((-3, -2, -1)),
+            lag=torch.full(shape, age * CONFIG.rate),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from dreamer_lpm.curiosity import (
     Losses,
     LPMDual,
     LPMGuide,
+    LPMPaired,
     Normalized,
     Transition,
     log_mse,
@@ -226,6 +228,28 @@ def test_lpm_dual_pays_what_its_earlier_self_expected_beyond_the_present() -> No
     for k in range(4):
         torch.testing.assert_close(dual.reward(t), torch.full((2, 3), 2 * 0.75**k))
         learn(dual, t, rate=0.0)
+
+
+# The kept model
+
+
+def test_lpm_paired_pays_what_the_newest_model_does_better_in_the_time_between_two_copies() -> None:
+    """r = (log e_before - log e) / lag, from whatever lag; the newer the copy, the less it counts."""
+    bonus = LPMPaired(DIMS, 8)
+    rng = torch.Generator().manual_seed(0)
+    t = serial(0, (64, 3))
+    t = replace(t, feat=torch.zeros_like(t.feat), action=torch.zeros_like(t.action))
+    for _ in range(400):
+        lag = torch.rand(64, 3, generator=rng)
+        now = 0.1 + torch.rand(64, 3, generator=rng)  # whatever the error is, as long as it fell
+        t = replace(t, target=now.sqrt()[..., None, None, None].expand(64, 3, 2, 2, 3),
+                    predicted=torch.zeros(64, 3, 2, 2, 3), error_before=now * (0.7 * lag).exp(), lag=lag)  # fmt: skip
+        learn(bonus, t, rate=0.05)
+    torch.testing.assert_close(bonus.reward(t), torch.full((64, 3), 0.7), atol=0.05, rtol=0)
+    fresh = replace(t, error_before=100 * mse(t), lag=torch.zeros(64, 3))  # no time has passed: it is no progress
+    before = [p.clone() for p in bonus.parameters()]
+    learn(bonus, fresh)
+    assert all(torch.equal(p, q) for p, q in zip(before, bonus.parameters(), strict=True))
 
 
 # The scale

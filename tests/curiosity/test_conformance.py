@@ -188,7 +188,7 @@ NOTHING = {"nothing for noise", "nothing for mastered", "nothing for learned"}
 ALL = NOTHING | {"begins_silent", "pays_for_progress"}
 
 
-@pytest.mark.parametrize("name", ["lpm", "lpm_dual"])
+@pytest.mark.parametrize("name", ["lpm", "lpm_dual", "lpm_paired"])
 def test_noise_robust_curiosity_pays_for_progress_and_for_nothing_else(name: str) -> None:
     assert verdict(name) == ALL
 

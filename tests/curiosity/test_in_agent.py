@@ -15,7 +15,7 @@ from dreamer_lpm.agent import Agent, AgentConfig
 from dreamer_lpm.behavior import BehaviorConfig
 from dreamer_lpm.curiosity import REGISTRY, CuriosityConfig, IntrinsicReward, Losses, Transition
 from dreamer_lpm.types import Batch
-from dreamer_lpm.world import Lesson
+from dreamer_lpm.world import Lesson, WorldModel
 from tests.world.tiny import SPEC, WORLD_CONFIG, random_batch
 
 BEHAVIOR = BehaviorConfig(hidden=8, layers=1, horizon=3, starts=8)
@@ -273,3 +273,43 @@ def test_losses_have_names_of_their_own(name: str) -> None:
     own = len(curious.curiosity.loss(replace(steps, error_before=steps.error, lag=torch.ones_like(steps.error))))
     total = [key for key in agent(name).update(batch) if key.startswith("loss/")]
     assert len(total) == len([key for key in alone if key.startswith("loss/")]) + own
+
+
+# The model as it was
+
+
+def test_an_earlier_model_is_asked_of_the_same_frames_with_the_same_chance() -> None:
+    """Every update's ``error_before`` is that of the world model at the last copy, which is taken every 1 / rate."""
+    bonus = CuriosityConfig(hidden=8, rate=0.25)
+    subject = Agent(AgentConfig(world=WORLD_CONFIG, behavior=BEHAVIOR, bonus=bonus, curiosity="lpm_paired"), SPEC)
+    shown: list[Transition] = []
+    drawn: list[Tensor] = []
+    loss, watch = subject.curiosity.loss, subject.world.watch
+
+    def spy(batch: Batch, noise: Tensor, lanes: int = 1) -> Lesson:
+        drawn.append(noise)
+        return watch(batch, noise, lanes)
+
+    subject.curiosity.loss = lambda t: shown.append(t) or loss(t)  # type: ignore[method-assign, func-returns-value]
+    subject.world.watch = spy  # type: ignore[method-assign]
+    models, ages = [], (0, 1, 2, 3, 4, 0, 1)
+    for update, age in enumerate(ages):
+        model = WorldModel(WORLD_CONFIG, SPEC)
+        model.load_state_dict(subject.world.state_dict())
+        models.append(model)
+        batch = random_batch(seed=update)
+        subject.update(batch)
+        before = models[update - age].foresee(batch, models[update - age].watch(batch, drawn[-1]))[0][:, 1:]
+        t = shown[-1]
+        assert t.error_before is not None
+        torch.testing.assert_close(t.error_before, before)
+        assert t.lag is not None
+        assert t.lag.shape == t.mask.shape
+        assert t.lag.unique().tolist() == [age / 4]
+    assert t.error is not None
+    assert not torch.equal(t.error, t.error_before), "nothing was learned, so nothing was tried"
+
+
+def test_a_copy_is_kept_for_those_alone_who_ask_for_it() -> None:
+    assert {name for name in REGISTRY if agent(name).earlier is not None} == {"lpm_paired"}
+    assert agent("none+0.5*lpm_paired").earlier is not None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from testbed import Row, interval, read_rows, write_rows, write_summary
 from torch import Tensor, nn
 
-from dreamer_lpm.curiosity import AMA, LPM, Dims, IntrinsicReward, LPMDual, PredictionError, Transition
+from dreamer_lpm.curiosity import AMA, LPM, Dims, IntrinsicReward, LPMDual, LPMPaired, PredictionError, Transition, mse
+from dreamer_lpm.nets import Kept
 
 KINDS = ("learnable", "noisy")
 BONUSES = {  # column: title, unit
@@ -36,6 +37,7 @@ BONUSES = {  # column: title, unit
     "lpm_queue_gate": ("`lpm` with the paper's gate: queue full", "nats"),
     "lpm": ("`lpm`: queue full and predictor fitted", "nats"),
     "lpm_dual": ("`lpm_dual`", "nats"),
+    "lpm_paired": ("`lpm_paired`", "nats"),
 }
 PAPER = {"ama": 400, "lpm_queue_gate": 150}  # updates after which the paper's curves are near zero
 NEAR_ZERO = 0.1  # of the largest that any bonus of the same unit ever pays
@@ -54,6 +56,7 @@ class Setting:
     hidden: int = 128
     lr: float = 1e-3  # of predictor and bonuses alike
     queue: int = 1024  # LPM's, so its g speaks of the predictor as it was 32 updates ago
+    every: int = 100  # updates between two copies of the predictor for lpm_paired
     sample: int = 256  # fresh transitions of each kind at a checkpoint
 
 
@@ -89,22 +92,29 @@ class Watched:
         self.bonuses: dict[str, IntrinsicReward] = {
             "error": PredictionError(), "ama": AMA(dims, cfg.hidden),
             "lpm": self.lpm, "lpm_dual": LPMDual(dims, cfg.hidden),
+            "lpm_paired": LPMPaired(dims, cfg.hidden),
         }  # fmt: skip
+        self.earlier = Kept(self.predictor, cfg.every)
         self.model_opt = torch.optim.Adam(self.predictor.parameters(), cfg.lr)
         learned = [p for bonus in self.bonuses.values() for p in bonus.parameters() if p.requires_grad]
         self.bonus_opt = torch.optim.Adam(learned, cfg.lr)
 
     def transition(self, before: Tensor, after: Tensor) -> Transition:
         """The picture's pixels are its features, and there is nothing to do: the action is always 0."""
+        return self._expecting(self.predictor, before, after)
+
+    def _expecting(self, predictor: nn.Module, before: Tensor, after: Tensor) -> Transition:
         with torch.no_grad():
-            predicted = self.predictor(before)
+            predicted = predictor(before)
         n = len(before)
         frames = (x.reshape(n, 8, 8, 1) for x in (after, predicted))
         return Transition(before, torch.zeros(n, 1), after, torch.ones(n, dtype=torch.bool), *frames)
 
     def learn(self, before: Tensor, after: Tensor) -> None:
         """One update of every bonus, and then of the predictor, on the same batch."""
-        t = self.transition(before, after)
+        self.earlier.follow(self.predictor)
+        earlier = mse(self._expecting(self.earlier.network, before, after))
+        t = replace(self.transition(before, after), error_before=earlier, lag=self.earlier.lag.expand(earlier.shape))
         step(self.bonus_opt, torch.stack([x for bonus in self.bonuses.values() for x in bonus.loss(t).values()]).sum())
         step(self.model_opt, (self.predictor(before) - after).square().mean())
 
@@ -196,11 +206,12 @@ def table(found: Figures, updates: int) -> str:
 
 def draw(rows: Sequence[Row], at: Sequence[int], path: Path) -> None:
     """What is shown, and what each bonus pays for it: mean over seeds and the 95 % interval of the mean."""
-    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    figure = Figure(figsize=(15, 6.4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 3).ravel()
+    axes = figure.subplots(2, 4).ravel()
+    axes[-1].set_visible(False)
     draw_examples(axes[0])
-    for ax, (name, (title, unit)) in zip(axes[1:], BONUSES.items(), strict=True):
+    for ax, (name, (title, unit)) in zip(axes[1:-1], BONUSES.items(), strict=True):
         for kind, colour in zip(KINDS, ("#2563eb", "#ea580c"), strict=True):
             each = curves(rows, f"{name}_{kind}")
             mean, half = np.array([interval(x) for x in each.T]).T

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -24,13 +24,14 @@ from matplotlib.figure import Figure
 from testbed import Row, interval, read_rows, write_rows, write_summary
 from torch import Tensor, nn
 
-from dreamer_lpm.curiosity import CuriosityConfig, Dims, Transition, build_curiosity
-from dreamer_lpm.nets import mlp
+from dreamer_lpm.curiosity import CuriosityConfig, Dims, Transition, build_curiosity, mse
+from dreamer_lpm.nets import Kept, mlp
 
 ARMS = ("clean", "noisy")
 RANDOM = "random"  # uniformly random actions, nothing learned
 METHODS = (
-    RANDOM, "none", "prediction_error", "icm", "rnd", "disagreement", "ama", "lpm", "lpm_dual", "lpm_optimistic",
+    RANDOM, "none", "prediction_error", "icm", "rnd", "disagreement", "ama", "lpm", "lpm_dual", "lpm_paired",
+    "lpm_optimistic",
 )  # fmt: skip
 PAPER = {  # arXiv 2509.25438, coverage %, clean and noisy; its ensemble is the nearest to `disagreement`
     "icm": (90.9, 12.8), "rnd": (45.5, 28.0), "disagreement": (91.2, 61.0), "ama": (33.0, 13.2), "lpm": (76.5, 67.0),
@@ -151,7 +152,7 @@ def as_frame(obs: Tensor) -> Tensor:
     return ((obs + 1) / 2)[..., None, None, :]
 
 
-def transition(predictor: Predictor, obs: Tensor, action: Tensor, led_to: Tensor) -> Transition:
+def transition(predictor: nn.Module, obs: Tensor, action: Tensor, led_to: Tensor) -> Transition:
     with torch.no_grad():
         predicted = predictor(obs, action)
     mask = torch.ones(obs.shape[:-1], dtype=torch.bool)  # no transition crosses the end of an episode
@@ -178,7 +179,9 @@ class Learner:
     def __init__(self, method: str, cfg: Setting):
         self.cfg = cfg
         self.policy, self.predictor = Policy(cfg.hidden), Predictor(cfg.hidden)
-        self.bonus = build_curiosity(method, CuriosityConfig(cfg.hidden, cfg.queue), Dims(OBS, ACTION))
+        curiosity = CuriosityConfig(cfg.hidden, cfg.queue)
+        self.bonus = build_curiosity(method, curiosity, Dims(OBS, ACTION))
+        self.earlier = Kept(self.predictor, round(1 / curiosity.rate))
         self.policy_opt = torch.optim.Adam(self.policy.parameters(), cfg.lr, fused=True)
         curious = [p for p in self.bonus.parameters() if p.requires_grad]
         self.model_opt = torch.optim.Adam([*self.predictor.parameters(), *curious], cfg.model_lr, fused=True)
@@ -197,11 +200,18 @@ class Learner:
         for _ in range(self.cfg.model_updates):
             pick = torch.randint(len(obs), (self.cfg.model_batch,))
             o, a, o2 = obs[pick], action[pick], led_to[pick]
-            losses = self.bonus.loss(transition(self.predictor, o, a, o2))
+            losses = self.bonus.loss(self._compared(o, a, o2))
             loss = torch.stack([(self.predictor(o, a) - o2).square().mean(), *losses.values()]).sum()
             self.model_opt.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.model_opt.step()
+
+    def _compared(self, obs: Tensor, action: Tensor, led_to: Tensor) -> Transition:
+        """The transition with the error of the predictor some updates ago beside today's."""
+        self.earlier.follow(self.predictor)
+        before = mse(transition(self.earlier.network, obs, action, led_to))
+        now = transition(self.predictor, obs, action, led_to)
+        return replace(now, error_before=before, lag=self.earlier.lag.expand(before.shape))
 
     def _improve_policy(self, data: Rollout, reward: Tensor) -> None:
         cfg = self.cfg

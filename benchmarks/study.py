@@ -27,7 +27,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 BIN = 500  # env steps
-DEAF = ("lpm", "lpm_dual")
+DEAF = ("lpm", "lpm_dual", "lpm_paired")
 NEEDED = (
     *((f"free_{name}", "remote") for name in ("random", "none", "prediction_error", *DEAF)),
     *((f"free_{name}", "remote_k1") for name in DEAF),
@@ -222,7 +222,7 @@ def kept_of(grid: Grid, method: str) -> Estimate:
 def draw(study: Grid, path: Path) -> None:
     """TV share over time: every seed a thin line, the IQM a thick one."""
     methods = {"none": "#777777", "prediction_error": "#c0392b", "lpm": "#1f77b4", "lpm_dual": "#2a9d57",
-               f"lpm{UNGATED}": "#1f77b4"}  # fmt: skip
+               "lpm_paired": "#8e44ad", f"lpm{UNGATED}": "#1f77b4", f"lpm_paired{UNGATED}": "#8e44ad"}  # fmt: skip
     kinds = {
         "reward-free: a new photo at each step": ("free_", "", "remote"),
         "reward-free: always the same photo (K = 1)": ("free_", "", "remote_k1"),
@@ -269,7 +269,7 @@ def main() -> None:
         "bank": bank(study, coverage, arms[1:]),
     }
     if any(m.endswith(UNGATED) for m in study.methods):
-        parts["gate"] = gate(study, ("none", "lpm"), arms[1:])
+        parts["gate"] = gate(study, ("none", "lpm", "lpm_paired"), arms[1:])
     tables = [("priced", study, ""), ("rewarded", study, BLIND), *(("longer", grid, "") for grid in longer)]
     for part, grid, after in tables:
         methods = [name + after for name in names if runs(grid, name + after, "remote")]

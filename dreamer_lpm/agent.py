@@ -25,9 +25,9 @@ from dreamer_lpm.curiosity import (
     reads_pictures,
 )
 from dreamer_lpm.machine import all_at_once, at_once, lanes
-from dreamer_lpm.nets import gumbel, masked_mean, one_hot
+from dreamer_lpm.nets import Kept, gumbel, masked_mean, one_hot
 from dreamer_lpm.types import ActionSpec, Batch
-from dreamer_lpm.world import Earlier, Latent, Lesson, Losses, WorldConfig, WorldModel
+from dreamer_lpm.world import Latent, Lesson, Losses, WorldConfig, WorldModel
 
 _DREAMS = 256  # at a time on a CPU: parts that two lanes can share, and large enough for its products
 Policy = Literal["sample", "mode", "random"]
@@ -109,7 +109,7 @@ class Parts(NamedTuple):
     world: WorldModel
     behavior: Behavior
     curiosity: IntrinsicReward
-    earlier: Earlier | None  # for a bonus that needs it
+    earlier: Kept | None  # the world model some updates ago, for a bonus that needs it
 
 
 def build_parts(cfg: AgentConfig, spec: ActionSpec, size: int = 64) -> Parts:
@@ -118,7 +118,7 @@ def build_parts(cfg: AgentConfig, spec: ActionSpec, size: int = 64) -> Parts:
     feat_size = world.rssm.feat_size
     behavior = Behavior(cfg.behavior, feat_size, spec)
     curiosity = build_curiosity(cfg.curiosity, cfg.bonus, Dims(feat_size, spec.size))
-    earlier = Earlier(world, round(1 / cfg.bonus.rate)) if needs_earlier(curiosity) else None
+    earlier = Kept(world, round(1 / cfg.bonus.rate)) if needs_earlier(curiosity) else None
     return Parts(world, behavior, curiosity, earlier)
 
 
@@ -340,9 +340,7 @@ class Agent(nn.Module):
             error, gate = self.world.foresee(batch, lesson)
             seen = self._transitions(batch, lesson, error)
             if self.earlier is not None:
-                self.earlier.follow(self.world)
-                before = self.earlier.error(batch, noise.world)[:, 1:]
-                seen = replace(seen, error_before=before, lag=self.earlier.lag.expand(before.shape))
+                seen = self._compare(seen, batch, noise.world)
             curiosity = self.curiosity.loss(seen)
             behavior, dream_metrics, dreamed = self._dream(batch, lesson.latents.detach(), noise, lanes)
         with torch.no_grad():
@@ -387,6 +385,16 @@ class Agent(nn.Module):
                 embed = self.world.encoder(expected * 255)
             steps = replace(steps, target_embed=lesson.embeds[:, 1:], predicted_embed=embed)
         return steps
+
+    @torch.no_grad()
+    def _compare(self, steps: Transition, batch: Batch, noise: Tensor) -> Transition:
+        """The steps with the errors of the world model some updates ago: of the same frames, with the same chance."""
+        assert self.earlier is not None
+        self.earlier.follow(self.world)
+        world = self.earlier.network
+        assert isinstance(world, WorldModel)
+        before = world.error(world.watch(batch, noise))[:, 1:]
+        return replace(steps, error_before=before, lag=self.earlier.lag.expand(before.shape))
 
     def _dream(
         self, batch: Batch, latents: Latent, noise: Noise, lanes: int

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +120,36 @@ def approach(mean: Tensor, x: Tensor, rate: Tensor | float) -> None:
     Not ``lerp_``, for which torch has no batching rule (flock.py).
     """
     mean.add_((x - mean) * rate)
+
+
+class Kept(nn.Module):
+    """A copy of a network that is taken anew every ``every`` updates, and in between stays as it was.
+
+    A moving average would be smoother, and is of no use to whoever measures progress against it: an average of networks
+    is a *better* one than the newest.
+    """
+
+    age: Tensor
+
+    def __init__(self, network: nn.Module, every: int):
+        super().__init__()
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.every = every
+        self.register_buffer("age", torch.tensor(float(every)))  # updates since it was taken
+
+    @torch.no_grad()
+    def follow(self, network: nn.Module) -> None:
+        """Become a copy of ``network`` if it is time to, else an update older. Decides without a look at any value."""
+        due = self.age >= self.every
+        mine, its = (chain(x.parameters(), x.buffers()) for x in (self.network, network))
+        for old, new in zip(mine, its, strict=True):
+            old.copy_(torch.where(due, new, old))
+        self.age.copy_(torch.where(due, 0.0, self.age + 1))
+
+    @property
+    def lag(self) -> Tensor:
+        """How far it lies back, () in [0, 1], as a share of the longest that it ever does."""
+        return self.age / self.every
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

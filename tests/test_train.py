@@ -107,7 +107,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[st
     return Made()
 
 
-@pytest.mark.parametrize(("name", "at"), [("plain", 25), ("plain", 101), ("tv", 77), ("tv", 140), ("remote", 90), ("paired", 90)])
+@pytest.mark.parametrize(
+    ("name", "at"), [("plain", 25), ("plain", 101), ("tv", 77), ("tv", 140), ("remote", 90), ("paired", 90)]
+)
 def test_stopped_and_resumed_equals_uninterrupted(
     name: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, dict[str, Any]]
 ) -> None:

@@ -128,6 +128,8 @@ class LPMDual(IntrinsicReward):
     So aleatoric noise cancels exactly and dreams need no distillation. g_now is fitted to current errors; g_before
     follows it slowly. Until g_now is fitted they are one, and r = 0.
     Kin of gamma-Progress (Kim et al., arXiv 2007.07853).
+    Known weakness: a difference of two fits also pays for what the *fit* learns, most where errors jump from one action
+    to the next, as at a TV's button. ``lpm_paired`` has no fits to compare.
     """
 
     reads_pictures = False

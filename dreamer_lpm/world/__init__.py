@@ -1,7 +1,6 @@
 """The world model: codec, recurrent state-space model, heads."""
 
 from dreamer_lpm.world.codec import Decoder, Encoder
-from dreamer_lpm.world.earlier import Earlier
 from dreamer_lpm.world.heads import ContinueModel, RewardModel
 from dreamer_lpm.world.model import Dream, Lesson, Losses, WorldConfig, WorldModel
 from dreamer_lpm.world.rssm import RSSM, Latent, RSSMConfig
@@ -11,7 +10,6 @@ __all__ = [
     "ContinueModel",
     "Decoder",
     "Dream",
-    "Earlier",
     "Encoder",
     "Latent",
     "Lesson",

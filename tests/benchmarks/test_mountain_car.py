@@ -94,7 +94,7 @@ def test_the_policy_learns_what_is_paid(mountain_car: ModuleType) -> None:
     assert (data.action[..., 1] > 0).float().mean() > 0.8
 
 
-@pytest.mark.parametrize("method", ["icm", "rnd", "disagreement", "ama", "lpm_dual", "lpm_optimistic"])
+@pytest.mark.parametrize("method", ["icm", "rnd", "disagreement", "ama", "lpm_dual", "lpm_paired", "lpm_optimistic"])
 def test_every_bonus_reads_states(mountain_car: ModuleType, method: str) -> None:
     row = mountain_car.run(method, "noisy", 0, mountain_car.Setting(rollouts=4, hidden=8, model_updates=1, epochs=1))
     assert 0 < row["coverage_q1"] <= row["coverage"] <= 100

@@ -115,7 +115,7 @@ def test_fused_steps_learn_the_same() -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("curiosity", ["lpm", "lpm_dual"])
+@pytest.mark.parametrize("curiosity", ["lpm", "lpm_dual", "lpm_paired"])
 def test_members_of_a_flock_learn_what_they_would_alone(curiosity: str, compiled: bool) -> None:
     cfg = replace(ON_CUDA, compile=compiled, agent=replace(TINY.agent, curiosity=curiosity))
     with torch.cuda.stream(new_stream(CUDA)):

@@ -94,7 +94,7 @@ class Watched:
             "lpm": self.lpm, "lpm_dual": LPMDual(dims, cfg.hidden),
             "lpm_paired": LPMPaired(dims, cfg.hidden),
         }  # fmt: skip
-        self.earlier = Kept(self.predictor, cfg.every)
+        self.earlier = Kept(self.predictor, 1 / cfg.every)
         self.model_opt = torch.optim.Adam(self.predictor.parameters(), cfg.lr)
         learned = [p for bonus in self.bonuses.values() for p in bonus.parameters() if p.requires_grad]
         self.bonus_opt = torch.optim.Adam(learned, cfg.lr)

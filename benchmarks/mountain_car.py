@@ -181,7 +181,7 @@ class Learner:
         self.policy, self.predictor = Policy(cfg.hidden), Predictor(cfg.hidden)
         curiosity = CuriosityConfig(cfg.hidden, cfg.queue)
         self.bonus = build_curiosity(method, curiosity, Dims(OBS, ACTION))
-        self.earlier = Kept(self.predictor, round(1 / curiosity.rate))
+        self.earlier = Kept(self.predictor, curiosity.rate)
         self.policy_opt = torch.optim.Adam(self.policy.parameters(), cfg.lr, fused=True)
         curious = [p for p in self.bonus.parameters() if p.requires_grad]
         self.model_opt = torch.optim.Adam([*self.predictor.parameters(), *curious], cfg.model_lr, fused=True)

@@ -118,7 +118,7 @@ def build_parts(cfg: AgentConfig, spec: ActionSpec, size: int = 64) -> Parts:
     feat_size = world.rssm.feat_size
     behavior = Behavior(cfg.behavior, feat_size, spec)
     curiosity = build_curiosity(cfg.curiosity, cfg.bonus, Dims(feat_size, spec.size))
-    earlier = Kept(world, round(1 / cfg.bonus.rate)) if needs_earlier(curiosity) else None
+    earlier = Kept(world, cfg.bonus.rate) if needs_earlier(curiosity) else None
     return Parts(world, behavior, curiosity, earlier)
 
 
@@ -126,7 +126,8 @@ def shapes(cfg: AgentConfig, spec: ActionSpec) -> dict[str, torch.Size]:
     """Name and shape of everything in an agent's ``state_dict``, found without taking any memory for it."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         parts = build_parts(cfg, spec)._asdict()
-    return {f"{name}.{key}": x.shape for name, part in parts.items() if part for key, x in part.state_dict().items()}
+    there = {name: part.state_dict() for name, part in parts.items() if part is not None}
+    return {f"{name}.{key}": x.shape for name, tensors in there.items() for key, x in tensors.items()}
 
 
 class Agent(nn.Module):

@@ -122,6 +122,8 @@ class RunConfig:
         _check_rssm(self.agent.world.rssm)
         _check_stages(self.agent.world.stages)
         _check_behavior(self.agent.behavior)
+        if self.agent.bonus.rate > 1:
+            raise UserError(f"bonus.rate must be 1 or less, not {self.agent.bonus.rate}.")
         _check_memory(self)
 
     def env(self, *, tv_on: bool = True) -> EnvConfig:
@@ -143,8 +145,8 @@ class RunConfig:
         )
 
 
-_NEVER_ZERO = ("world.rssm.unimix", "world.recon_knee", "behavior.unimix", "behavior.return_rate")
-"""What is divided by, or keeps a logarithm finite."""
+_NEVER_ZERO = ("world.rssm.unimix", "world.recon_knee", "behavior.unimix", "behavior.return_rate", "bonus.rate")
+"""What is divided by, keeps a logarithm finite, or must move."""
 
 
 def _numbers(cfg: Any, where: str = "") -> Iterator[tuple[str, float]]:

@@ -123,7 +123,7 @@ def approach(mean: Tensor, x: Tensor, rate: Tensor | float) -> None:
 
 
 class Kept(nn.Module):
-    """A copy of a network that is taken anew every ``every`` updates, and in between stays as it was.
+    """A copy of a network that is taken anew every 1 / ``rate`` updates, and in between stays as it was.
 
     A moving average would be smoother, and is of no use to whoever measures progress against it: an average of networks
     is a *better* one than the newest.
@@ -131,25 +131,26 @@ class Kept(nn.Module):
 
     age: Tensor
 
-    def __init__(self, network: nn.Module, every: int):
+    def __init__(self, network: nn.Module, rate: float):
         super().__init__()
         self.network = copy.deepcopy(network).requires_grad_(False)
-        self.every = every
-        self.register_buffer("age", torch.tensor(float(every)))  # updates since it was taken
+        self.rate = rate
+        self.register_buffer("age", torch.tensor(-1.0))  # updates since it was taken; ``follow`` comes first
 
     @torch.no_grad()
     def follow(self, network: nn.Module) -> None:
         """Become a copy of ``network`` if it is time to, else an update older. Decides without a look at any value."""
-        due = self.age >= self.every
+        older = self.age + 1
+        due = older * self.rate > 1
         mine, its = (chain(x.parameters(), x.buffers()) for x in (self.network, network))
         for old, new in zip(mine, its, strict=True):
             old.copy_(torch.where(due, new, old))
-        self.age.copy_(torch.where(due, 0.0, self.age + 1))
+        self.age.copy_(torch.where(due, 0.0, older))
 
     @property
     def lag(self) -> Tensor:
         """How far it lies back, () in [0, 1], as a share of the longest that it ever does."""
-        return self.age / self.every
+        return self.age * self.rate
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

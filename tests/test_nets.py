@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, OneHotCategorical, kl_divergence
 
 from dreamer_lpm.nets import (
     BlockLinear,
+    Kept,
     TwoHot,
     categorical_kl,
     gumbel,
@@ -244,3 +245,23 @@ def test_block_linear_starts_at_the_scale_of_its_blocks() -> None:
 def test_block_linear_refuses_sizes_that_do_not_divide(inputs: int, outputs: int) -> None:
     with pytest.raises(ValueError, match="do not divide into 3 blocks"):
         BlockLinear(inputs, outputs, 3)
+
+
+@pytest.mark.parametrize(
+    ("rate", "ages"), [(1.0, (0, 1, 0, 1)), (0.5, (0, 1, 2, 0, 1, 2)), (0.3, (0, 1, 2, 3, 0)), (0.0, (0, 1, 2))]
+)
+def test_what_is_kept_is_the_network_of_age_updates_ago(rate: float, ages: tuple[int, ...]) -> None:
+    """Parameters and buffers; never older than 1 / rate, and out of reach of gradients."""
+    network = nn.BatchNorm1d(2)
+    network.weight.data.fill_(0)
+    kept = Kept(network, rate)
+    for update, age in enumerate(ages):
+        network.weight.data.fill_(update)
+        assert network.running_mean is not None
+        network.running_mean.fill_(-update)
+        kept.follow(network)
+        state = kept.network.state_dict()
+        assert state["weight"].tolist() == [update - age] * 2
+        assert state["running_mean"].tolist() == [age - update] * 2
+        assert float(kept.lag) == pytest.approx(age * rate)
+    assert not any(p.requires_grad for p in kept.parameters())

@@ -689,6 +689,8 @@ def stages(*each: tuple[int, int, int]) -> AgentConfig:
         ({"agent": policy(gamma=1.01)}, "behavior.gamma must be 1 or less, not 1.01"),
         ({"agent": policy(slow_rate=3.0)}, "behavior.slow_rate must be 1 or less"),
         ({"batch_size": 9}, "A bonus.queue of 40 cannot hold the 45 transitions of a batch"),
+        ({"agent": replace(TINY.agent, bonus=replace(TINY.agent.bonus, rate=0.0))}, "bonus.rate must be above 0"),
+        ({"agent": replace(TINY.agent, bonus=replace(TINY.agent.bonus, rate=1.1))}, "bonus.rate must be 1 or less"),
         ({"seq_length": 1}, "seq_length must be 2 or more, not 1"),
         ({"agent": rssm(classes=257)}, "world.rssm.classes must be 256 or less, not 257"),
         ({"agent": rssm(unimix=1.0)}, "world.rssm.unimix must be below 1, not 1.0"),

@@ -25,12 +25,13 @@ from dreamer_lpm.report.statistics import Estimate, band, estimate
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 BIN = 500  # env steps
 DEAF = ("lpm", "lpm_dual", "lpm_paired")
 NEEDED = (
     *((f"free_{name}", "remote") for name in ("random", "none", "prediction_error", *DEAF)),
-    *((f"free_{name}", "remote_k1") for name in DEAF),
+    *((f"free_{name}", "remote_k1") for name in ("lpm", "lpm_dual")),
     *((name, arm) for name in ("none", *DEAF) for arm in ("sham", "remote")),
 )  # method and arm
 
@@ -106,15 +107,19 @@ def claims(study: Grid, longer: Sequence[Grid], coverage: dict[str, Estimate]) -
             row(f"`{method}` with the task's reward keeps what it earns without the TV, {steps:,} steps",
                 "at least 0.95", said(kept), kept.n, kept.value >= 0.95)  # fmt: skip
     luck = highest(study, "free_random", "remote")  # the highest of some is above chance
-    for method in DEAF:
-        most = highest(study, f"free_{method}", "remote_k1")
-        last = estimate(late_shares(study, f"free_{method}", "remote_k1"))
+    each = [(grid, method, gate) for grid in (study, *longer) for method in DEAF for gate in ("", UNGATED)]
+    for grid, method, gate in each:
+        name = f"free_{method}{gate}"
+        if not runs(grid, name, "remote_k1"):
+            continue
+        most, last = highest(grid, name, "remote_k1"), estimate(late_shares(grid, name, "remote_k1"))
         found = (
             f"highest {BIN} steps {said(most, percent=True)} (random {said(luck, percent=True)}), last quarter "
             f"{said(last, percent=True)}"
         )
         yes = (most.low or 0) > (luck.high or 1) and last.high is not None and last.high <= chance
-        row(f"K = 1: `{method}` watches what can be learned, then leaves (reward-free)",
+        words = f", {grid.cells[0].config['steps']:,} steps, no gate" if gate else ""
+        row(f"K = 1: `{method}` watches what can be learned, then leaves (reward-free{words})",
             "above random, then at most chance", found, most.n, yes)  # fmt: skip
     best = max((m for m in coverage if m not in ("random", "none")), key=lambda m: coverage[m].value)
     rest = {m: coverage[m] for m in ("none", "random")}
@@ -192,6 +197,21 @@ def bank(grid: Grid, coverage: dict[str, Estimate], arms: Sequence[str]) -> list
     return [*lines, *(line for _, line in sorted(rows, reverse=True))]
 
 
+def paid(grid: Grid, methods: Sequence[str]) -> list[str]:
+    """What replayed steps were paid in the last third, with the TV on and with it off: reward-free, in nats."""
+    lines = ["| bonus | with the TV on | with it off | seeds that were paid more for the TV |", "|---" * 4 + "|"]
+    for method in methods:
+        each = []
+        for cell in runs(grid, f"free_{method}", "remote"):
+            late = [r for r in cell.rows if r["kind"] == "train" and r["step"] > cell.config["steps"] * 2 / 3]
+            kinds = ("bonus/tv_on", "bonus/tv_off")
+            each.append([np.mean([r[kind] for r in late if r[kind] is not None]) for kind in kinds])
+        on, off = (estimate([float(x) for x in column]) for column in zip(*each, strict=True))
+        more = sum(a > b for a, b in each)
+        lines.append(f"| `{method}` | {said(on)} | {said(off)} | {more} of {len(each)} |")
+    return lines
+
+
 def rewarded(study: Grid, methods: Sequence[str], arms: Sequence[str]) -> list[str]:
     """Returns with the task's reward, by arm; the sham comes first."""
     arms = [arm for arm in arms if any(study.values(method, arm, RETURN) for method in methods)]
@@ -219,10 +239,12 @@ def kept_of(grid: Grid, method: str) -> Estimate:
     return found.kept
 
 
+COLOURS = {"none": "#777777", "prediction_error": "#c0392b", "lpm": "#1f77b4", "lpm_dual": "#2a9d57",
+           "lpm_paired": "#8e44ad", f"lpm{UNGATED}": "#1f77b4", f"lpm_paired{UNGATED}": "#8e44ad"}  # fmt: skip
+
+
 def draw(study: Grid, path: Path) -> None:
     """TV share over time: every seed a thin line, the IQM a thick one."""
-    methods = {"none": "#777777", "prediction_error": "#c0392b", "lpm": "#1f77b4", "lpm_dual": "#2a9d57",
-               "lpm_paired": "#8e44ad", f"lpm{UNGATED}": "#1f77b4", f"lpm_paired{UNGATED}": "#8e44ad"}  # fmt: skip
     kinds = {
         "reward-free: a new photo at each step": ("free_", "", "remote"),
         "reward-free: always the same photo (K = 1)": ("free_", "", "remote_k1"),
@@ -231,22 +253,39 @@ def draw(study: Grid, path: Path) -> None:
     }
     figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharex=True, sharey=True, constrained_layout=True)
     for ax, (words, (before, after, arm)) in zip(axes.flat, kinds.items(), strict=True):
-        for name, colour in methods.items():
-            curves = share_curves(study, f"{before}{name}{after}", arm)
-            if len(curves):
-                steps = (np.arange(curves.shape[1]) + 1) * BIN
-                look = "--" if name.endswith(UNGATED) else "-"
-                ax.plot(steps, curves.T, look, color=colour, lw=0.6, alpha=0.5)
-                ax.plot(steps, band(curves)[0], look, color=colour, lw=2.5, label=name.replace(UNGATED, ", no gate"))
-        ax.axhline(study.chance(arm) or 0, color="black", lw=0.8, ls=":")
+        draw_shares(ax, study, {f"{before}{name}{after}": name for name in COLOURS}, arm)
         ax.set_title(words, fontsize=10)
-        ax.set_ylim(-0.02, 1.02)
-        ax.grid(alpha=0.2)
     axes[1, 1].legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="center right")
     for ax in axes[:, 0]:
         ax.set_ylabel("TV share (dotted: chance)")
     for ax in axes[-1]:
         ax.set_xlabel("env steps")
+    figure.savefig(path, dpi=110)
+
+
+def draw_shares(ax: Axes, grid: Grid, names: dict[str, str], arm: str) -> None:
+    """Those of the methods that ran in this arm: ``names`` is method -> what it is called."""
+    for method, name in names.items():
+        curves = share_curves(grid, method, arm)
+        if len(curves):
+            steps, colour = (np.arange(curves.shape[1]) + 1) * BIN, COLOURS[name]
+            look = "--" if name.endswith(UNGATED) else "-"
+            ax.plot(steps, curves.T, look, color=colour, lw=0.6, alpha=0.5)
+            ax.plot(steps, band(curves)[0], look, color=colour, lw=2.5, label=name.replace(UNGATED, ", no gate"))
+    ax.axhline(grid.chance(arm) or 0, color="black", lw=0.8, ls=":")
+    ax.set_ylim(-0.02, 1.02)
+    ax.grid(alpha=0.2)
+
+
+def draw_learned(grid: Grid, path: Path) -> None:
+    """TV share over time before the one photo, without the world model's gate."""
+    figure, ax = plt.subplots(figsize=(8, 3), constrained_layout=True)
+    ungated = [name for name in COLOURS if name.endswith(UNGATED)]
+    draw_shares(ax, grid, {f"free_{name}": name for name in ungated}, "remote_k1")
+    ax.set_title("reward-free: always the same photo (K = 1)", fontsize=10)
+    ax.set_xlabel("env steps")
+    ax.set_ylabel("TV share (dotted: chance)")
+    ax.legend(frameon=False)
     figure.savefig(path, dpi=110)
 
 
@@ -268,6 +307,7 @@ def main() -> None:
         "claims": claims(study, longer, coverage),
         "bank": bank(study, coverage, arms[1:]),
     }
+    parts["paid"] = paid(study, [name for name in free if name in (*DEAF, "lpm_optimistic")])
     if any(m.endswith(UNGATED) for m in study.methods):
         parts["gate"] = gate(study, ("none", "lpm", "lpm_paired"), arms[1:])
     tables = [("priced", study, ""), ("rewarded", study, BLIND), *(("longer", grid, "") for grid in longer)]
@@ -282,6 +322,9 @@ def main() -> None:
         page = before + f"<!-- {name}:begin -->\n" + "\n".join(lines) + f"\n<!-- {name}:end -->" + after
     options.page.write_text(page, encoding="utf-8")
     draw(study, options.picture)
+    for grid in longer:
+        if any(m.endswith(UNGATED) for m in grid.methods):
+            draw_learned(grid, options.picture.with_name("study_k1.png"))
 
 
 if __name__ == "__main__":

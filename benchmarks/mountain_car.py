@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from testbed import Row, interval, read_rows, write_rows, write_summary
 from torch import Tensor, nn
 
-from dreamer_lpm.curiosity import CuriosityConfig, Dims, Transition, build_curiosity, mse
+from dreamer_lpm.curiosity import CuriosityConfig, Dims, Transition, build_curiosity, mse, needs_earlier
 from dreamer_lpm.nets import Kept, mlp
 
 ARMS = ("clean", "noisy")
@@ -181,7 +181,7 @@ class Learner:
         self.policy, self.predictor = Policy(cfg.hidden), Predictor(cfg.hidden)
         curiosity = CuriosityConfig(cfg.hidden, cfg.queue)
         self.bonus = build_curiosity(method, curiosity, Dims(OBS, ACTION))
-        self.earlier = Kept(self.predictor, curiosity.rate)
+        self.earlier = Kept(self.predictor, curiosity.rate) if needs_earlier(self.bonus) else None
         self.policy_opt = torch.optim.Adam(self.policy.parameters(), cfg.lr, fused=True)
         curious = [p for p in self.bonus.parameters() if p.requires_grad]
         self.model_opt = torch.optim.Adam([*self.predictor.parameters(), *curious], cfg.model_lr, fused=True)
@@ -207,10 +207,12 @@ class Learner:
             self.model_opt.step()
 
     def _compared(self, obs: Tensor, action: Tensor, led_to: Tensor) -> Transition:
-        """The transition with the error of the predictor some updates ago beside today's."""
+        """The transition with the error of the predictor some updates ago beside today's, if the bonus asks for it."""
+        now = transition(self.predictor, obs, action, led_to)
+        if self.earlier is None:
+            return now
         self.earlier.follow(self.predictor)
         before = mse(transition(self.earlier.network, obs, action, led_to))
-        now = transition(self.predictor, obs, action, led_to)
         return replace(now, error_before=before, lag=self.earlier.lag.expand(before.shape))
 
     def _improve_policy(self, data: Rollout, reward: Tensor) -> None:

@@ -103,6 +103,22 @@ class IntrinsicReward(nn.Module, ABC):
         """
 
 
+class Regressed(IntrinsicReward):
+    """A bonus that is the answer of its ``head`` to (feat, action), in replay as in dreams. ``loss`` fits it."""
+
+    head: nn.Module  # (..., F + A) -> (..., 1)
+    reads_pictures = False
+
+    def expected(self, t: Transition) -> Tensor:
+        """As ``reward``, with its gradient."""
+        out: Tensor = self.head(torch.cat([t.feat, t.action], -1))
+        return out.squeeze(-1).float()
+
+    @torch.no_grad()
+    def reward(self, t: Transition) -> Tensor:
+        return self.expected(t)
+
+
 def log_mse(t: Transition) -> Tensor:
     """eps = log( |target - predicted|^2 / dim ), the error of the prediction made *before* the frame was seen.
 

@@ -11,7 +11,7 @@ One head learns r, and answers in dreams. Its target is progress itself: zero on
 that are both large there and that two networks would have to agree upon.
 
 **Why noise cancels.** Frame by frame, and not only on average: what cannot be predicted is as far from the one
-expectation as from the other. Before a TV delta scatters by a hundredth of a nat, where eps alone scatters by a third.
+expectation as from the other.
 
 **What it costs.** The world model is run once more for each batch, without gradients, and held in memory twice.
 **Known weakness.** Progress on frames that were learned from: a model that can learn single photos by heart makes
@@ -22,30 +22,20 @@ which compares two small models of its own in a space of features, and whose old
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from dreamer_lpm.curiosity.base import Dims, IntrinsicReward, Losses, Transition, log_mse, seen
+from dreamer_lpm.curiosity.base import Dims, Losses, Regressed, Transition, log_mse, seen
 from dreamer_lpm.nets import masked_mean, mlp
 
 
-class LPMPaired(IntrinsicReward):
+class LPMPaired(Regressed):
     """r(s, a) in nats for each time between two copies of the world model (``rate``: 1 / that many updates)."""
 
     needs_earlier = True
-    reads_pictures = False
 
     def __init__(self, dims: Dims, hidden: int = 256):
         super().__init__()
         self.head = mlp(dims.feat + dims.action, hidden, 1, 1, zero=True)
 
-    def _expected(self, t: Transition) -> Tensor:
-        out: Tensor = self.head(torch.cat([t.feat, t.action], -1))
-        return out.squeeze(-1).float()
-
-    @torch.no_grad()
-    def reward(self, t: Transition) -> Tensor:
-        return self._expected(t)
-
     def loss(self, t: Transition) -> Losses:
         delta = torch.log(seen(t.error_before) + 1e-8) - log_mse(t)
-        return {"progress": masked_mean((seen(t.lag) * self._expected(t) - delta).square(), t.mask)}
+        return {"progress": masked_mean((seen(t.lag) * self.expected(t) - delta).square(), t.mask)}

@@ -7,36 +7,26 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dreamer_lpm.curiosity.base import Dims, IntrinsicReward, Losses, Transition
+from dreamer_lpm.curiosity.base import Dims, IntrinsicReward, Losses, Regressed, Transition
 from dreamer_lpm.nets import approach, masked_mean, mlp
 
 
-class Distilled(IntrinsicReward):
+class Distilled(Regressed):
     """A head that regresses the inner bonus on (feat, action), and answers in its place, in replay as in dreams.
 
     A regression delivers the *expectation* of the bonus, which is what LPM's theory speaks of; a single sample of it
     may have any sign.
     """
 
-    reads_pictures = False
-
     def __init__(self, inner: IntrinsicReward, dims: Dims, hidden: int = 256):
         super().__init__()
         self.inner = inner
         self.head = mlp(dims.feat + dims.action, hidden, 1, 1, zero=True)
 
-    def _expected(self, t: Transition) -> Tensor:
-        out: Tensor = self.head(torch.cat([t.feat, t.action], -1))
-        return out.squeeze(-1).float()
-
-    @torch.no_grad()
-    def reward(self, t: Transition) -> Tensor:
-        return self._expected(t)
-
     def loss(self, t: Transition) -> Losses:
         losses = self.inner.loss(t)  # first: what normalises the bonus must have seen one
         target = self.inner.reward(t)
-        return {**losses, "distilled": masked_mean((self._expected(t) - target).square(), t.mask)}
+        return {**losses, "distilled": masked_mean((self.expected(t) - target).square(), t.mask)}
 
 
 class Normalized(IntrinsicReward):

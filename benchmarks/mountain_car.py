@@ -294,6 +294,25 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def gains(rows: Sequence[Row]) -> str:
+    """Coverage less that of what follows no bonus, paired by seed, as Markdown; empty without any of those."""
+    plain = [(name, arm) for name in ("random", "none") for arm in ARMS if values(rows, name, arm, "coverage")]
+    if not plain:
+        return ""
+    lines = [
+        f"| method | {' | '.join(f'less `{name}`, {arm}' for name, arm in plain)} |",
+        "|---" * (len(plain) + 1) + "|",
+    ]
+    for method in (m for m in present(rows) if m not in dict(plain)):
+        cells = []
+        for name, arm in plain:
+            pairs = zip(*(values(rows, m, arm, "coverage") for m in (method, name)), strict=False)
+            mean, half = interval([one - other for one, other in pairs])
+            cells.append(f"{mean:+.1f} ± {half:.1f}")
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def present(rows: Sequence[Row]) -> list[str]:
     """The methods in these rows, in the order of ``METHODS``."""
     return [m for m in METHODS if any(row["method"] == m for row in rows)]
@@ -372,11 +391,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows.sort(key=lambda row: (METHODS.index(row["method"]), ARMS.index(row["arm"]), int(row["seed"])))
     write_rows(results, rows)
     draw(rows, options.out / "coverage.png")
-    (options.out / "table.md").write_text(table(rows) + "\n", encoding="utf-8")
+    tables = "\n\n".join(filter(None, (table(rows), gains(rows))))
+    (options.out / "table.md").write_text(tables + "\n", encoding="utf-8")
     cpu = sum(float(row["cpu_seconds"]) for row in rows)
     command = f"python3 benchmarks/mountain_car.py --seeds {max(int(row['seed']) for row in rows) + 1}"
     write_summary(options.out, command, {"setting": asdict(cfg), "grid": GRID, "cpu_minutes": round(cpu / 60, 1)})
-    print(table(rows))
+    print(tables)
 
 
 if __name__ == "__main__":

@@ -130,9 +130,17 @@ def test_the_committed_table_follows_from_the_committed_rows(
     folder = results / "mountain_car"
     rows = testbed.read_rows(folder / "results.csv")
     assert {row["method"] for row in rows} == set(mountain_car.METHODS)
-    table = mountain_car.table(rows)
-    assert table in (folder / "table.md").read_text(encoding="utf-8")
-    assert table in page
+    for table in (mountain_car.table(rows), mountain_car.gains(rows)):
+        assert table in (folder / "table.md").read_text(encoding="utf-8")
+        assert table in page
+
+
+def test_gains_are_paired_by_seed(mountain_car: ModuleType) -> None:
+    covered = {"random": (50, 60, 70), "lpm": (52, 62, 72)}
+    rows = [{"method": method, "arm": arm, "seed": str(seed), "coverage": str(x)} for arm in mountain_car.ARMS
+            for method, each in covered.items() for seed, x in enumerate(each)]  # fmt: skip
+    assert mountain_car.gains(rows).splitlines()[2:] == ["| `lpm` | +2.0 ± 0.0 | +2.0 ± 0.0 |"]
+    assert not mountain_car.gains([row for row in rows if row["method"] == "lpm"])
 
 
 def test_what_the_page_says_of_the_car_is_gymnasiums(page: str) -> None:

@@ -107,9 +107,9 @@ def claims(study: Grid, longer: Sequence[Grid], coverage: dict[str, Estimate]) -
             row(f"`{method}` with the task's reward keeps what it earns without the TV, {steps:,} steps",
                 "at least 0.95", said(kept), kept.n, kept.value >= 0.95)  # fmt: skip
     luck = highest(study, "free_random", "remote")  # the highest of some is above chance
-    each = [(grid, method, gate) for grid in (study, *longer) for method in DEAF for gate in ("", UNGATED)]
-    for grid, method, gate in each:
-        name = f"free_{method}{gate}"
+    kinds = [(grid, free, gate) for grid in (study, *longer) for free in ("free_", "") for gate in ("", UNGATED)]
+    for grid, free, gate, method in ((*kind, method) for kind in kinds for method in DEAF):
+        name = f"{free}{method}{gate}"
         if not runs(grid, name, "remote_k1"):
             continue
         most, last = highest(grid, name, "remote_k1"), estimate(late_shares(grid, name, "remote_k1"))
@@ -118,8 +118,10 @@ def claims(study: Grid, longer: Sequence[Grid], coverage: dict[str, Estimate]) -
             f"{said(last, percent=True)}"
         )
         yes = (most.low or 0) > (luck.high or 1) and last.high is not None and last.high <= chance
-        words = f", {grid.cells[0].config['steps']:,} steps, no gate" if gate else ""
-        row(f"K = 1: `{method}` watches what can be learned, then leaves (reward-free{words})",
+        config = runs(grid, name, "remote_k1")[0].config
+        words = f", {config['steps']:,} steps, no gate" if gate else ""
+        task = "reward-free" if free else f"with the task's reward, eta {config['agent']['lpm_eta']:g}"
+        row(f"K = 1: `{method}` watches what can be learned, then leaves ({task}{words})",
             "above random, then at most chance", found, most.n, yes)  # fmt: skip
     best = max((m for m in coverage if m not in ("random", "none")), key=lambda m: coverage[m].value)
     rest = {m: coverage[m] for m in ("none", "random")}
@@ -182,6 +184,27 @@ def gate(grid: Grid, methods: Sequence[str], arms: Sequence[str]) -> list[str]:
     return lines
 
 
+def learnable(grids: Sequence[Grid], methods: Sequence[str]) -> list[str]:
+    """With the task's reward, before a TV that always shows the same photo, without the world model's gate."""
+    lines = ["| bonus | eta | env steps | highest 500 steps | last quarter | its seeds | return |", "|---" * 7 + "|"]
+    for grid in grids:
+        for method in methods:
+            name, arm = f"{method}{UNGATED}", "remote_k1"
+            if shares := late_shares(grid, name, arm):
+                most, late = (said(e, percent=True) for e in (highest(grid, name, arm), estimate(shares)))
+                each = ", ".join(f"{x * 100:.0f}" for x in shares)
+                config = runs(grid, name, arm)[0].config
+                made = f"{'-' if method == 'none' else format(config['agent']['lpm_eta'], 'g')} | {config['steps']:,}"
+                lines.append(f"| `{method}` | {made} | {most} | {late} | {each} | {returned(grid, name, arm)} |")
+    return lines
+
+
+def returned(grid: Grid, method: str, arm: str) -> str:
+    """The return of the last evaluation."""
+    found = grid.estimate(method, arm, RETURN)
+    return said(found) if found else ""
+
+
 def bank(grid: Grid, coverage: dict[str, Estimate], arms: Sequence[str]) -> list[str]:
     """Every reward-free method before the TV that a button switches, the most captured first."""
     head = " | ".join(f"TV share, last quarter{', K = 1' * (arm != arms[0])}" for arm in arms)
@@ -219,7 +242,7 @@ def rewarded(study: Grid, methods: Sequence[str], arms: Sequence[str]) -> list[s
     lines = [f"| bonus | {' | '.join(head)} | seeds under remote | kept under remote | TV share there |"]
     lines.append("|---" * (len(arms) + 4) + "|")
     for method in methods:
-        values = [said(e) if (e := study.estimate(method, arm, RETURN)) else "" for arm in arms]
+        values = [returned(study, method, arm) for arm in arms]
         values.append(", ".join(f"{x:.0f}" for x in study.values(method, "remote", RETURN).values()))
         values += [said(kept_of(study, method)), said(late_share(study, method), percent=True)]
         lines.append(f"| `{method.removesuffix(BLIND)}` | {' | '.join(values)} |")
@@ -240,7 +263,8 @@ def kept_of(grid: Grid, method: str) -> Estimate:
 
 
 COLOURS = {"none": "#777777", "prediction_error": "#c0392b", "lpm": "#1f77b4", "lpm_dual": "#2a9d57",
-           "lpm_paired": "#8e44ad", f"lpm{UNGATED}": "#1f77b4", f"lpm_paired{UNGATED}": "#8e44ad"}  # fmt: skip
+           "lpm_paired": "#8e44ad"}  # fmt: skip
+COLOURS |= {f"{name}{UNGATED}": COLOURS[name] for name in ("none", "lpm", "lpm_paired")}
 
 
 def draw(study: Grid, path: Path) -> None:
@@ -278,23 +302,23 @@ def draw_shares(ax: Axes, grid: Grid, names: dict[str, str], arm: str) -> None:
 
 
 def draw_learned(grid: Grid, path: Path) -> None:
-    """TV share over time before the one photo, without the world model's gate."""
-    figure, ax = plt.subplots(figsize=(8, 3), constrained_layout=True)
-    ungated = [name for name in COLOURS if name.endswith(UNGATED)]
-    draw_shares(ax, grid, {f"free_{name}": name for name in ungated}, "remote_k1")
-    ax.set_title("reward-free: always the same photo (K = 1)", fontsize=10)
-    ax.set_xlabel("env steps")
-    ax.set_ylabel("TV share (dotted: chance)")
-    ax.legend(frameon=False)
+    """TV share over time before the one photo, without the world model's gate: with a task and without."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3), sharey=True, constrained_layout=True)
+    for ax, before, words in zip(axes, ("", "free_"), ("with the task's reward", "reward-free"), strict=True):
+        draw_shares(ax, grid, {f"{before}{name}": name for name in COLOURS if name.endswith(UNGATED)}, "remote_k1")
+        ax.set_title(words, fontsize=10)
+        ax.set_xlabel("env steps")
+        ax.legend(frameon=False)
+    axes[0].set_ylabel("TV share (dotted: chance)")
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("grids", nargs="+", type=Path, help="folders of the study's grids")
     parser.add_argument("--page", type=Path, default=Path("docs/study.md"), help="whose tables are written anew")
     parser.add_argument("--picture", type=Path, default=Path("docs/images/study_tv_share.png"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     study, *longer = pooled([read_grid(folder) for folder in options.grids])
     missing = [f"{method} in {arm}" for method, arm in NEEDED if not runs(study, method, arm)]
     if missing:
@@ -302,14 +326,16 @@ def main() -> None:
     gated = (m for m in study.methods if m.startswith("free_") and not m.endswith(UNGATED))
     free = [m.removeprefix("free_") for m in gated if runs(study, m, "remote")]
     coverage = {name: estimate(covered(study, f"free_{name}")) for name in free}
-    names, arms = ("none", "prediction_error", *DEAF), ("sham", "remote", "remote_k1")
+    first, arms = ("none", "prediction_error", *DEAF), ("sham", "remote", "remote_k1")
+    names = [*first, *(name for name in free if name not in first)]
     parts = {
         "claims": claims(study, longer, coverage),
         "bank": bank(study, coverage, arms[1:]),
     }
     parts["paid"] = paid(study, [name for name in free if name in (*DEAF, "lpm_optimistic")])
     if any(m.endswith(UNGATED) for m in study.methods):
-        parts["gate"] = gate(study, ("none", "lpm", "lpm_paired"), arms[1:])
+        some = ("none", "lpm", "lpm_paired")
+        parts["gate"], parts["learnable"] = gate(study, some, arms[1:]), learnable((study, *longer), some)
     tables = [("priced", study, ""), ("rewarded", study, BLIND), *(("longer", grid, "") for grid in longer)]
     for part, grid, after in tables:
         methods = [name + after for name in names if runs(grid, name + after, "remote")]

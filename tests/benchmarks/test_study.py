@@ -1,0 +1,26 @@
+"""What the page of the study says is what its committed runs say."""
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_follows_from_the_committed_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn anew by the command that the page gives, which leaves out none of the folders."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    text = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    command = re.search(r"^    python3 benchmarks/study.py benchmarks/results/study/{(.*)}$", text, re.MULTILINE)
+    assert command
+    names = command[1].split(",")
+    results = ROOT / "benchmarks" / "results" / "study"
+    assert sorted(names) == sorted(folder.name for folder in results.iterdir())
+    page = tmp_path / "study.md"
+    page.write_text(re.sub(r"(:begin -->).*?(<!-- \w+:end)", r"\1\n\2", text, flags=re.DOTALL), encoding="utf-8")
+    folders = [str(results / name) for name in names]
+    import_module("study").main([*folders, "--page", str(page), "--picture", str(tmp_path / "shares.png")])
+    assert page.read_text(encoding="utf-8") == text
+    assert {p.name for p in tmp_path.glob("*.png")} == {"shares.png", "study_k1.png"}

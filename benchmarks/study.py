@@ -302,14 +302,17 @@ def draw_shares(ax: Axes, grid: Grid, names: dict[str, str], arm: str) -> None:
 
 
 def draw_learned(grid: Grid, path: Path) -> None:
-    """TV share over time before the one photo, without the world model's gate: with a task and without."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3), sharey=True, constrained_layout=True)
-    for ax, before, words in zip(axes, ("", "free_"), ("with the task's reward", "reward-free"), strict=True):
-        draw_shares(ax, grid, {f"{before}{name}": name for name in COLOURS if name.endswith(UNGATED)}, "remote_k1")
+    """TV share over time before the one photo, without the world model's gate: with a task, without, or both."""
+    ungated = [name for name in COLOURS if name.endswith(UNGATED)]
+    kinds = {"with the task's reward": "", "reward-free": "free_"}
+    shown = [kind for kind in kinds.items() if any(runs(grid, f"{kind[1]}{name}", "remote_k1") for name in ungated)]
+    figure, axes = plt.subplots(1, len(shown), figsize=(10, 3), sharey=True, squeeze=False, constrained_layout=True)
+    for ax, (words, before) in zip(axes[0], shown, strict=True):
+        draw_shares(ax, grid, {f"{before}{name}": name for name in ungated}, "remote_k1")
         ax.set_title(words, fontsize=10)
         ax.set_xlabel("env steps")
         ax.legend(frameon=False)
-    axes[0].set_ylabel("TV share (dotted: chance)")
+    axes[0, 0].set_ylabel("TV share (dotted: chance)")
     figure.savefig(path, dpi=110)
 
 
@@ -334,8 +337,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     parts["paid"] = paid(study, [name for name in free if name in (*DEAF, "lpm_optimistic")])
     if any(m.endswith(UNGATED) for m in study.methods):
-        some = ("none", "lpm", "lpm_paired")
-        parts["gate"], parts["learnable"] = gate(study, some, arms[1:]), learnable((study, *longer), some)
+        parts["gate"] = gate(study, ("none", "lpm", "lpm_paired"), arms[1:])
+    if any(runs(grid, f"{m}{UNGATED}", "remote_k1") for grid in (study, *longer) for m in first):
+        parts["learnable"] = learnable((study, *longer), ("none", "lpm", "lpm_paired"))
     tables = [("priced", study, ""), ("rewarded", study, BLIND), *(("longer", grid, "") for grid in longer)]
     for part, grid, after in tables:
         methods = [name + after for name in names if runs(grid, name + after, "remote")]
@@ -349,7 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.page.write_text(page, encoding="utf-8")
     draw(study, options.picture)
     for grid in longer:
-        if any(m.endswith(UNGATED) for m in grid.methods):
+        if any(runs(grid, m, "remote_k1") for m in grid.methods if m.endswith(UNGATED)):
             draw_learned(grid, options.picture.with_name("study_k1.png"))
 
 

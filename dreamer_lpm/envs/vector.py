@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 
 from dreamer_lpm.envs.coverage import Grid, grid_of
-from dreamer_lpm.envs.workers import ANSWER_WITHIN, Lost, RemoteEnv, Worker
+from dreamer_lpm.envs.workers import ANSWER_WITHIN, Lost, RemoteEnv, Worker, pickled
 from dreamer_lpm.envs.wrappers import action_spec, env_name
 from dreamer_lpm.types import ActionSpec, NotFinite, UserError
 
@@ -89,8 +89,10 @@ class Envs:
     ) -> Iterator[gym.Env[Any, Any]]:
         if workers < 1:
             yield from (make() for _ in range(num_envs))
-        for part in np.array_split(np.arange(num_envs), max(1, min(workers, num_envs))) if workers > 0 else ():
-            worker = Worker(make, len(part), f"envs {part[0]} to {part[-1]}", timeout)
+            return
+        order = pickled(make)
+        for part in np.array_split(np.arange(num_envs), min(workers, num_envs)):
+            worker = Worker(order, len(part), f"envs {part[0]} to {part[-1]}", timeout)
             self._workers.append(worker)
             yield from (RemoteEnv(worker, index) for index in range(len(part)))
 

@@ -38,8 +38,22 @@ class Lost(UserError):  # noqa: N818  no error: another worker has taken its pla
     """The worker is gone, and the episodes of its envs with it. A new one waits for their resets."""
 
 
+def pickled(make: Make) -> bytes:
+    """What workers are made with, once for all of them: the pictures of a TV may lie in it.
+
+    Raises UserError if ``make`` cannot be pickled.
+    """
+    try:
+        return pickle.dumps(make)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"These envs cannot be made in another process ({error}); make them by a function of a module that "
+            "can be imported, or set env_workers to 0."
+        ) from None
+
+
 class Worker:
-    """One process with ``count`` envs.
+    """One process with ``count`` envs, each made by what was :func:`pickled`.
 
     Attributes:
         about: (name, observation space, action space) of its envs.
@@ -48,18 +62,11 @@ class Worker:
         news: a sentence for each, until somebody takes them out.
 
     Raises:
-        UserError: if ``make`` cannot be pickled or its envs not be made, or if too many processes die in a row.
+        UserError: if its envs cannot be made, or if too many processes die in a row.
     """
 
-    def __init__(self, make: Make, count: int, name: str, timeout: float = ANSWER_WITHIN) -> None:
-        try:
-            self._order = pickle.dumps((make, count))
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise UserError(
-                f"These envs cannot be made in another process ({error}); make them by a function of a module that "
-                "can be imported, or set env_workers to 0."
-            ) from None
-        self.name, self._timeout = name, timeout
+    def __init__(self, make: bytes, count: int, name: str, timeout: float = ANSWER_WITHIN) -> None:
+        self.name, self._make, self._count, self._timeout = name, make, count, timeout
         self.life = self.restarts = self._in_a_row = 0
         self._calm = CALM
         self.news: list[str] = []
@@ -119,8 +126,8 @@ class Worker:
             )
         try:
             with suppress(OSError):
-                self._pipe.send(sys.path)  # as here, so that what was pickled is found
-                self._pipe.send_bytes(self._order)
+                self._pipe.send((sys.path, self._count))  # the path as here, so that what was pickled is found
+                self._pipe.send_bytes(self._make)
             self.about = self._answer(START_WITHIN)
         except Lost as lost:
             self._restart(str(lost))
@@ -189,9 +196,9 @@ def serve(handle: int) -> None:
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)  # these are for the run, which may want to save first
     with Connection(handle) as pipe, suppress(EOFError, OSError):
-        sys.path[:] = pipe.recv()
+        sys.path[:], count = pipe.recv()
         envs: list[gym.Env[Any, Any]] = []
-        pipe.send(_attempt(lambda: _make(pipe.recv_bytes(), envs)))
+        pipe.send(_attempt(lambda: _make(pipe.recv_bytes(), count, envs)))
         while envs:
             index, task, argument = pipe.recv()
             pipe.send(_attempt(lambda: _do(envs[index], task, argument)))  # noqa: B023  called at once
@@ -212,8 +219,8 @@ def _attempt(what: Callable[[], Any]) -> tuple[bool, Any]:
         return False, error
 
 
-def _make(order: bytes, envs: list[gym.Env[Any, Any]]) -> tuple[str, gym.Space[Any], gym.Space[Any]]:
-    make, count = pickle.loads(order)
+def _make(order: bytes, count: int, envs: list[gym.Env[Any, Any]]) -> tuple[str, gym.Space[Any], gym.Space[Any]]:
+    make = pickle.loads(order)
     envs += [make() for _ in range(count)]
     return env_name(envs[0]), envs[0].observation_space, envs[0].action_space
 

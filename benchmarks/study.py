@@ -345,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     parts["paid"] = paid(study, [name for name in free if name in (*DEAF, "lpm_optimistic")])
     if any(m.endswith(UNGATED) for m in study.methods):
-        parts["gate"] = gate(study, ("none", "lpm", "lpm_paired"), arms[1:])
+        parts["gate"] = gate(study, ("none", "lpm", "lpm_paired", "lbs"), arms[1:])
     if any(runs(grid, f"{m}{UNGATED}", "remote_k1") for grid in (study, *longer) for m in first):
         parts["learnable"] = learnable((study, *longer), ("none", "lpm", "lpm_paired"))
     tables = [("priced", study, ""), ("rewarded", study, BLIND), *(("longer", grid, "") for grid in longer)]

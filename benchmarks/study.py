@@ -49,6 +49,7 @@ def held(yes: bool) -> str:
 
 
 ENOUGH = 5_800  # env steps from which on a run that was cut off still says where its policy went, without a reward
+PICKED = 5  # the first seed that the best of the bank was not picked by
 UNGATED = "_ungated"  # of methods whose world model has no gate (benchmarks/gate.toml)
 BLIND = "_unpriced"  # of methods with a reward whose runs were made before going blind had a price
 
@@ -124,11 +125,17 @@ def claims(study: Grid, longer: Sequence[Grid], coverage: dict[str, Estimate]) -
         row(f"K = 1: `{method}` watches what can be learned, then leaves ({task}{words})",
             "above random, then at most chance", found, most.n, yes)  # fmt: skip
     best = max((m for m in coverage if m not in ("random", "none")), key=lambda m: coverage[m].value)
-    rest = {m: coverage[m] for m in ("none", "random")}
-    others = ", ".join(f"`{m}` {said(e, percent=True)} ({e.n})" for m, e in rest.items())
-    apart = all((coverage[best].low or 0) > (e.high or 1) for e in rest.values())
-    row("the best method covers more than `none` and uniform random actions (reward-free)", "intervals apart",
-        f"`{best}` {said(coverage[best], percent=True)}; {others}", coverage[best].n, apart)  # fmt: skip
+    for since, words in ((0, ""), (PICKED, f", in seeds from {PICKED} on, made after it had been picked")):
+        found = {m: covered(study, f"free_{m}", since=since) for m in (best, "none", "random")}
+        if not all(found.values()):
+            continue
+        most, *rest = (estimate(x) for x in found.values())
+        others = ", ".join(
+            f"`{m}` {said(e, percent=True)} ({e.n})" for m, e in zip(("none", "random"), rest, strict=True)
+        )
+        apart = all((most.low or 0) > (e.high or 1) for e in rest)
+        row(f"the best method covers more than `none` and uniform random actions (reward-free{words})",
+            "intervals apart", f"`{best}` {said(most, percent=True)}; {others}", most.n, apart)  # fmt: skip
     return rows
 
 
@@ -149,9 +156,9 @@ def late_shares(grid: Grid, method: str, arm: str = "remote") -> list[float]:
     ]
 
 
-def covered(grid: Grid, method: str, arm: str = "remote") -> list[float]:
-    """Share of the state grid that was visited, every seed's."""
-    return [episodes(c)[-1]["coverage"] for c in runs(grid, method, arm)]
+def covered(grid: Grid, method: str, arm: str = "remote", since: int = 0) -> list[float]:
+    """Share of the state grid that was visited, every seed's from ``since`` on."""
+    return [episodes(c)[-1]["coverage"] for c in runs(grid, method, arm) if c.seed >= since]
 
 
 def share_curves(grid: Grid, method: str, arm: str) -> np.ndarray:
@@ -229,7 +236,7 @@ def bank(grid: Grid, coverage: dict[str, Estimate], arms: Sequence[str]) -> list
 
 
 def paid(grid: Grid, methods: Sequence[str]) -> list[str]:
-    """What replayed steps were paid in the last third, with the TV on and with it off: reward-free, in nats."""
+    """What replayed steps were paid in the last third, with the TV on and with it off: reward-free, in its unit."""
     lines = ["| bonus | with the TV on | with it off | seeds that were paid more for the TV |", "|---" * 4 + "|"]
     for method in methods:
         each = []
@@ -239,7 +246,8 @@ def paid(grid: Grid, methods: Sequence[str]) -> list[str]:
             each.append([np.mean([r[kind] for r in late if r[kind] is not None]) for kind in kinds])
         on, off = (estimate([float(x) for x in column]) for column in zip(*each, strict=True))
         more = sum(a > b for a, b in each)
-        lines.append(f"| `{method}` | {said(on)} | {said(off)} | {more} of {len(each)} |")
+        name = f"`{method.removesuffix(UNGATED)}`{', no gate' * method.endswith(UNGATED)}"
+        lines.append(f"| {name} | {said(on)} | {said(off)} | {more} of {len(each)} |")
     return lines
 
 
@@ -343,7 +351,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "claims": claims(study, longer, coverage),
         "bank": bank(study, coverage, arms),
     }
-    parts["paid"] = paid(study, [name for name in free if name in (*DEAF, "lpm_optimistic")])
+    asked = (*(name for name in free if name in (*DEAF, "lpm_optimistic", "lbs")), f"lbs{UNGATED}")
+    parts["paid"] = paid(study, [name for name in asked if runs(study, f"free_{name}", "remote")])
     if any(m.endswith(UNGATED) for m in study.methods):
         parts["gate"] = gate(study, ("none", "lpm", "lpm_paired", "lbs"), arms[1:])
     if any(runs(grid, f"{m}{UNGATED}", "remote_k1") for grid in (study, *longer) for m in first):

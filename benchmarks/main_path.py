@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/main_path"))
-    parser.add_argument("--csv", type=Path, default=Path("benchmarks/results/main_path.csv"))
+    parser.add_argument("--csv", type=Path, default=Path("runs/main_path.csv"))
     options = parser.parse_args()
     with ThreadPoolExecutor(options.jobs) as pool:
         cells = [(arm, seed) for seed in range(options.seeds) for arm in options.arms]

@@ -5,8 +5,9 @@
     dreamer-lpm compare --grid benchmarks/gate.toml --out runs/gate
     python3 benchmarks/study.py runs/study runs/bank runs/gate
 
-Reads the grids' folders alone, as `dreamer-lpm report` does; runs nothing. Those committed are in
-benchmarks/results/study, one for each time that a machine was at hand; of two runs of one seed the first counts.
+Reads the grids' folders alone, as `dreamer-lpm report` does; runs nothing. Prints the tables, or with --page puts them
+into that page, and the pictures beside it. The committed folders are in benchmarks/results/study, one for each time
+that a machine was at hand; of two runs of one seed the first counts.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def claims(study: Grid, longer: Sequence[Grid], coverage: dict[str, Estimate]) -
         for method in (m for m in (*DEAF, "none") if runs(grid, m, "remote")):
             kept, steps = kept_of(grid, method), grid.cells[0].config["steps"]
             row(f"`{method}` with the task's reward keeps what it earns without the TV, {steps:,} steps",
-                "at least 0.95", said(kept), kept.n, kept.value >= 0.95)  # fmt: skip
+                "IQM at least 0.95", said(kept), kept.n, kept.value >= 0.95)  # fmt: skip
     luck = highest(study, "free_random", "remote")  # the highest of some is above chance
     kinds = [(grid, free, gate) for grid in (study, *longer) for free in ("free_", "") for gate in ("", UNGATED)]
     for grid, free, gate, method in ((*kind, method) for kind in kinds for method in DEAF):
@@ -335,8 +336,7 @@ def draw_learned(grid: Grid, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("grids", nargs="+", type=Path, help="folders of the study's grids")
-    parser.add_argument("--page", type=Path, default=Path("docs/study.md"), help="whose tables are written anew")
-    parser.add_argument("--picture", type=Path, default=Path("docs/images/study_tv_share.png"))
+    parser.add_argument("--page", type=Path, help="docs/study.md, whose tables and pictures are made anew")
     options = parser.parse_args(arguments)
     study, *longer = pooled([read_grid(folder) for folder in options.grids])
     missing = [f"{method} in {arm}" for method, arm in NEEDED if not runs(study, method, arm)]
@@ -362,16 +362,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         methods = [name + after for name in names if runs(grid, name + after, "remote")]
         if methods:  # who makes the study today has no runs without a price nor long ones: the page keeps what it says
             parts[part] = rewarded(grid, methods, arms)
+    if options.page is None:
+        print("\n\n".join("\n".join(lines) for lines in parts.values()))
+        return
     page = options.page.read_text(encoding="utf-8")
     for name, lines in parts.items():
         before, rest = page.split(f"<!-- {name}:begin -->\n")
         _, after = rest.split(f"<!-- {name}:end -->")
         page = before + f"<!-- {name}:begin -->\n" + "\n".join(lines) + f"\n<!-- {name}:end -->" + after
     options.page.write_text(page, encoding="utf-8")
-    draw(study, options.picture)
+    pictures = options.page.parent / "images"
+    draw(study, pictures / "study_tv_share.png")
     for grid in longer:
         if any(runs(grid, m, "remote_k1") for m in grid.methods if m.endswith(UNGATED)):
-            draw_learned(grid, options.picture.with_name("study_k1.png"))
+            draw_learned(grid, pictures / "study_k1.png")
 
 
 if __name__ == "__main__":

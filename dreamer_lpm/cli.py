@@ -40,6 +40,8 @@ USAGE = """usage: dreamer-lpm {train,eval,export,compare,report,bench,doctor} [O
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dreamer-lpm``; returns the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if "" not in sys.path:
+        sys.path.append("")  # an env of one's own is found where one stands, as by train_lpm.py; last, to hide nothing
     if args and args[0] in COMMANDS:
         return _guard(lambda rest: _command(args[0])(rest), args[1:])
     print(USAGE, end="", file=sys.stdout if args in (["--help"], ["-h"]) else sys.stderr)

@@ -67,7 +67,7 @@ class RunConfig:
     device: Device = "auto"
     """Where to learn: auto takes CUDA, then MPS, then CPU."""
     precision: Precision | Literal["auto"] = "auto"
-    """Arithmetic of the networks: auto takes bf16 where the device has it in hardware; tf32 is for CUDA."""
+    """Arithmetic of the networks: auto takes bf16 where it is faster (a CPU is timed), else fp32; tf32 is for CUDA."""
     compile: bool = False
     """Make few large kernels of many small ones (CUDA, with Triton): half a minute at the start, for long runs."""
     threads: int = 0
@@ -89,7 +89,7 @@ class RunConfig:
     rollback_lr: float = 0.5
     """Factor on all learning rates each time it does."""
     wandb: bool = False
-    """Also log to Weights & Biases (needs the extra: pip install "dreamer-lpm[wandb]")."""
+    """Also log to Weights & Biases (needs the extra: pip install -e ".[wandb]")."""
     wandb_project: str = "dreamer-lpm"
     wandb_entity: str | None = None
     wandb_run_name: str | None = None

@@ -1,7 +1,7 @@
 """The Noisy TV in front of an agent of another library:  python3 examples/sb3_noisy_tv.py [steps]
 
 A2C of stable-baselines3 learns CartPole from pictures. A third button does nothing but switch the TV on, and the sham
-twin's button does nothing at all. Needs: pip install "dreamer-lpm[sb3]"
+twin's button does nothing at all. Needs: pip install -e ".[sb3]"
 """
 
 import sys

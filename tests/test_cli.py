@@ -367,8 +367,8 @@ def test_an_agent_is_exported_and_plays(tmp_path: Path, capsys: pytest.CaptureFi
 def test_an_agent_that_brings_a_module_is_not_played_unasked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nobody expects that playing with a file from elsewhere runs what lies beside it."""
-    monkeypatch.syspath_prepend(tmp_path)
+    """Nobody expects that playing with a file from elsewhere runs what lies beside it; asked, it is found there."""
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])  # as a console script has it
     (tmp_path / "brought.py").write_text("open('trap', 'w').close()")
     monkeypatch.chdir(tmp_path)
     about = {"run": to_plain(replace(TINY, env_name="brought:CartPole-v1"))}

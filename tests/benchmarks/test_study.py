@@ -13,7 +13,8 @@ def test_the_page_follows_from_the_committed_runs(tmp_path: Path, monkeypatch: p
     """Drawn anew by the command that the page gives, which leaves out none of the folders."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     text = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
-    command = re.search(r"^    python3 benchmarks/study.py benchmarks/results/study/{(.*)}$", text, re.MULTILINE)
+    line = r"^    python3 benchmarks/study.py benchmarks/results/study/{(.*)} --page docs/study.md$"
+    command = re.search(line, text, re.MULTILINE)
     assert command
     names = command[1].split(",")
     results = ROOT / "benchmarks" / "results" / "study"
@@ -21,6 +22,7 @@ def test_the_page_follows_from_the_committed_runs(tmp_path: Path, monkeypatch: p
     page = tmp_path / "study.md"
     page.write_text(re.sub(r"(:begin -->).*?(<!-- \w+:end)", r"\1\n\2", text, flags=re.DOTALL), encoding="utf-8")
     folders = [str(results / name) for name in names]
-    import_module("study").main([*folders, "--page", str(page), "--picture", str(tmp_path / "shares.png")])
+    (tmp_path / "images").mkdir()
+    import_module("study").main([*folders, "--page", str(page)])
     assert page.read_text(encoding="utf-8") == text
-    assert {p.name for p in tmp_path.glob("*.png")} == {"shares.png", "study_k1.png"}
+    assert {p.name for p in tmp_path.glob("images/*")} == {"study_tv_share.png", "study_k1.png"}

@@ -27,6 +27,7 @@ SOURCES = [
 
 @pytest.mark.parametrize(("name", "index", "text"), SOURCES, ids=[f"{name}-{index}" for name, index, _ in SOURCES])
 def test_snippet_runs(name: str, index: int, text: str, agent_file: Path) -> None:
+    text = text.replace("steps=10_000", "steps=60, prefill=40, time_limit=20, pictures=False")  # only that it runs
     scope: dict[str, Any] = {}
     exec(compile(text, f"{name}-{index}", "exec"), scope)
     if "picture" in scope:

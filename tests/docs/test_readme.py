@@ -114,6 +114,13 @@ def test_every_choice_is_listed(readme: str) -> None:
     assert re.findall(r"`(\w+)`", options["--preset"][1]) == list(PRESETS)
 
 
+def test_every_bonus_is_beside_its_share_in_the_study(readme: str) -> None:
+    """The last column, as the study's table of all of them has it, without the interval."""
+    listed = {name: row[-1] for name, row in table_of(readme, "lpm_dual").items()}
+    found = {name: row[0].split(" [")[0] for name, row in table_of(read(ROOT / "docs" / "study.md"), "rnd").items()}
+    assert listed == {name: found[name] for name in REGISTRY}
+
+
 def test_preset_sizes_are_those_of_the_code(readme: str) -> None:
     listed = table_of(readme, "tiny")
     worlds = {name: cfg.agent.world for name, cfg in PRESETS.items()}
@@ -147,13 +154,13 @@ def test_the_tables_name_the_whole_root(readme: str) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_every_link_leads_somewhere(path: Path) -> None:
-    text = read(path)
-    anchors = {slug(title) for _, title in headings(text)}
-    for target in links(text):
-        if target.startswith("#"):
-            assert target[1:] in anchors, target
-        elif not target.startswith("https://"):
-            assert (path.parent / target).is_file(), target
+    for target in links(read(path)):
+        if not target.startswith("https://"):
+            file, _, anchor = target.partition("#")
+            there = path.parent / file if file else path
+            assert there.is_file(), target
+            assert not anchor or anchor in {slug(title) for _, title in headings(read(there))}, target
+
 
 
 def test_the_example_config_is_one(readme: str) -> None:

@@ -30,7 +30,7 @@ from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import from_plain, read_file, read_seeds, to_plain
 from dreamer_lpm.team import Team, joined
 from dreamer_lpm.together import train_together
-from dreamer_lpm.train import CONFIG_FILE, EVAL_SEED, Job, Report, Stopped, read_config, train
+from dreamer_lpm.train import CONFIG_FILE, EVAL_SEED, Job, Report, Stopped, pictures_of, read_config, train
 from dreamer_lpm.types import UserError
 
 # What may differ between a run and its continuation; anything else would make it another run.
@@ -108,8 +108,7 @@ def _seeded(known: argparse.Namespace, rest: list[str], program: str, run_dir: P
     if len(begun) == len(runs):
         return list(jobs.values())
     cfg = settled(next(iter(jobs.values())).cfg)
-    spec = cfg.env().tv
-    pictures = load_images(spec.source, cfg.data_dir) if spec else None
+    pictures = pictures_of(cfg)
     return [
         jobs[seed] if seed in begun else Job(dataclasses.replace(cfg, seed=seed), path, pictures=pictures)
         for seed, path in runs.items()
@@ -247,10 +246,10 @@ def _say(report: Report, left: Report, run_dir: Path) -> None:
         "return": f"{summary['eval_return_mean']:.1f} (mean of {len(returns)} evaluation episodes, "
         f"{min(returns):.0f} to {max(returns):.0f})"
     }
-    if summary["tv_share"] is not None:
+    if shown := summary["tv_images"]:
         lines["TV share"] = (
             f"{summary['tv_share']:.0%} of the training steps "
-            f"(chance {summary['tv_chance']:.0%}; pictures: {summary['tv_images']['used']})"
+            f"(chance {summary['tv_chance']:.0%}; pictures: {shown['used']})"
         )
     lines |= {
         "model": str(left.agent),

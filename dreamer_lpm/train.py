@@ -132,7 +132,7 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
             set_tf32(cfg.precision != "fp32")
         keep_freed_memory()
         spec = cfg.env().tv
-        images, shown = job.pictures or (load_images(spec.source, cfg.data_dir) if spec else (None, None))
+        images, shown = job.pictures or pictures_of(cfg) or (None, None)
         if images and spec:
             images = pooled(images, spec.pool)  # once for all envs, those of evaluations too
         if shown:
@@ -152,6 +152,15 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
             except _FellIll as ill:
                 rollbacks, say, resume = ill.rollbacks, [str(ill)], True
             gc.collect()  # the replay of the session that ended, before there is another
+
+
+def pictures_of(cfg: RunConfig) -> tuple[ImageSource, TVImages] | None:
+    """What the run's TV shows; None where nothing will ever be shown: no TV, or a control.
+
+    Raises NoisyTVError when what was asked for by name cannot be had.
+    """
+    tv = cfg.env().tv
+    return load_images(tv.source, cfg.data_dir) if tv and tv.control is None else None
 
 
 def _vain(cfg: RunConfig) -> Iterator[str]:
@@ -202,8 +211,10 @@ class _Session:
             log = stack.enter_context(MetricsLog(run_dir, _sinks(cfg, run_dir, state), resume_at=metrics_at))
             title = f"{run_dir.name} ({state.device}, {cfg.precision}, {cfg.threads} threads)"
             bar = stack.enter_context(Progress(cfg.steps, state.step, title=title, console=console))
-            if self.shown and (tv := cfg.env().tv):
-                bar.say(f"{tv.describe()} {self.shown.reason}")
+            if tv := cfg.env().tv:
+                bar.say(f"{tv.describe()} {self.shown.reason}" if self.shown else tv.describe())
+                if tv.trigger == "state" or tv.persistence != "new":
+                    bar.say("Random play without pictures finds out how often it is on by chance.")
             for line in say:
                 bar.say(line)
             run = _Run(cfg, run_dir, self.run, state, self.images, log, bar, signals)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+import dreamer_lpm.train as train_module
 from dreamer_lpm import cli, commands
 from dreamer_lpm.config import RunConfig, settled
 from dreamer_lpm.envs import make_env
@@ -147,7 +148,7 @@ def test_what_is_left_to_the_machine_is_decided_once_for_all_seeds_that_begin(
         return found[-1]
 
     numbers = iter(range(1, 9))
-    monkeypatch.setattr(commands, "load_images", load_images)
+    monkeypatch.setattr(train_module, "load_images", load_images)
     monkeypatch.setattr(commands, "settled", lambda cfg: replace(cfg, precision="bf16", threads=next(numbers)))
     saved_run(Path("runs/x-0"), replace(WITH_TV, seed=0, precision="auto", threads=0))
     assert run("--resume", "--seeds", "0..2", "--run-name", "x") == 0

@@ -599,6 +599,12 @@ def test_what_auto_found_is_recorded_and_kept_by_whoever_resumes(
     assert asked == ["auto", "photos"]
 
 
+def test_a_control_needs_no_pictures(tmp_path: Path) -> None:
+    tv = replace(WITH_TV.tv, control="sham")
+    report = train(replace(WITH_TV, steps=50, tv=tv, tv_images=f"folder:{tmp_path / 'nowhere'}"), tmp_path / "run")
+    assert (report.summary["tv_images"], report.summary["tv_share"]) == (None, 0.0)
+
+
 # --- evaluation and reporting change nothing --------------------------------------------------------------------------
 
 

@@ -92,5 +92,7 @@ GRIDS = {
 
 
 def grid_of(env: gym.Env[Any, Any]) -> Grid | None:
-    """The grid of ``env``, wrapped or not; None where nobody has drawn one."""
-    return GRIDS.get(env_name(env).rpartition("-v")[0])
+    """The grid of ``env``, wrapped or not; None where nobody has drawn one, also for another env of the same name."""
+    spec = gym.registry.get(env_name(env))
+    known = spec is not None and str(spec.entry_point).startswith("gymnasium.envs.classic_control")
+    return GRIDS.get(env_name(env).rpartition("-v")[0]) if known else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import math
 from contextlib import closing
@@ -95,6 +96,7 @@ def make_env(cfg: EnvConfig, *, images: ImageSource | None = None) -> gym.Env[An
     return OneChoice(env) if isinstance(env.action_space, gym.spaces.MultiDiscrete) else ZeroBased(env)
 
 
+@functools.cache  # several seconds, and the same for every seed
 def tv_chance(cfg: EnvConfig) -> float | None:
     """Share of TV steps, in [0, 1], of an agent that chooses uniformly at random; None without a TV.
 

@@ -6,10 +6,12 @@ it is asked, and ends when the run does. Observations come through its pipe: 12 
 
 from __future__ import annotations
 
+import json
 import pickle
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,7 +33,13 @@ CALM = 100
 
 Task = Literal["reset", "step"]
 Make = Callable[[], gym.Env[Any, Any]]
-_SERVE = "import sys; from dreamer_lpm.envs.workers import serve; serve(int(sys.argv[1]))"
+# With the path as it is here, so that this package is found where it is not installed, and what was pickled.
+_SERVE = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[2])
+from dreamer_lpm.envs.workers import serve
+serve(int(sys.argv[1]))
+"""
 
 
 class Lost(UserError):  # noqa: N818  no error: another worker has taken its place
@@ -79,16 +87,20 @@ class Worker:
 
     def send(self, index: int, task: Task, argument: Any) -> None:
         """Ask for something; :meth:`receive` gives the answer."""
+        self._waits_since = time.monotonic()
         with suppress(OSError):  # whoever waits for the answer will find out
             self._pipe.send((index, task, argument))
 
     def receive(self, task: Task) -> Any:
         """The answer to the oldest open question. Raises Lost when there will be none, and what the env raised."""
         try:
-            answer = self._answer(self._timeout)
+            # Since it was asked, for another worker may have been waited for meanwhile; at least a moment, lest whoever
+            # stopped all processes for a while finds them hanging.
+            answer = self._answer(max(self._waits_since + self._timeout - time.monotonic(), min(1.0, self._timeout)))
         except Lost as lost:
             self._restart(str(lost))
             raise Lost(f"The worker of {self.name} {lost}; go on with --resume.") from None
+        self._waits_since = time.monotonic()  # an env of the same worker comes after this one
         if task == "step":
             self._calm += 1
         return answer
@@ -105,7 +117,7 @@ class Worker:
     def _answer(self, seconds: float) -> Any:
         try:
             if not self._pipe.poll(seconds):
-                raise Lost(f"did not answer for {seconds:g} s")
+                raise Lost(f"did not answer for {time.monotonic() - self._waits_since:.0f} s")
             fine, value = self._pipe.recv()
         except (EOFError, OSError):
             with suppress(subprocess.TimeoutExpired):
@@ -117,16 +129,17 @@ class Worker:
         return value
 
     def _start(self) -> None:
+        self._waits_since = time.monotonic()
         self._pipe, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _SERVE, str(theirs.fileno())],
+                [sys.executable, "-c", _SERVE, str(theirs.fileno()), json.dumps(sys.path)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
         try:
             with suppress(OSError):
-                self._pipe.send((sys.path, self._count))  # the path as here, so that what was pickled is found
+                self._pipe.send(self._count)
                 self._pipe.send_bytes(self._make)
             self.about = self._answer(START_WITHIN)
         except Lost as lost:
@@ -196,7 +209,7 @@ def serve(handle: int) -> None:
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)  # these are for the run, which may want to save first
     with Connection(handle) as pipe, suppress(EOFError, OSError):
-        sys.path[:], count = pipe.recv()
+        count = pipe.recv()
         envs: list[gym.Env[Any, Any]] = []
         pipe.send(_attempt(lambda: _make(pipe.recv_bytes(), count, envs)))
         while envs:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, SupportsFloat
 
 import cv2
@@ -71,17 +75,35 @@ class ActionRepeat(gym.Wrapper[Any, Any, Any, Any]):
         self.times = times
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        obs, info = self.env.reset(seed=seed, options=options)
-        return obs, {**info, "env_steps": 0}
+        with _api(self):
+            obs, info = self.env.reset(seed=seed, options=options)
+            return obs, {**info, "env_steps": 0}
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         total, taken, ended = 0.0, 0, False
         while taken < self.times and not ended:
-            obs, reward, terminated, truncated, info = self.env.step(action)
-            total += float(reward)
+            with _api(self):
+                obs, reward, terminated, truncated, info = self.env.step(action)
+                total += float(reward)
+                info = {**info, "env_steps": taken + 1}
             taken += 1
             ended = bool(terminated or truncated)
-        return obs, total, bool(terminated), bool(truncated), {**info, "env_steps": taken}
+        return obs, total, bool(terminated), bool(truncated), info
+
+
+@contextmanager
+def _api(env: gym.Env[Any, Any]) -> Iterator[None]:
+    """What goes wrong in here and not within the env itself is an answer that Gymnasium's API does not know."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if not frames[-1].filename.startswith((__file__, str(Path(gym.__file__).parent))):
+            raise
+        raise UserError(
+            f"{env_name(env)} does not speak Gymnasium's API ({error}): reset(seed=..., options=...) must give "
+            "(observation, info), step(action) (observation, reward, terminated, truncated, info), a reward one number."
+        ) from error
 
 
 class Picture(gym.Wrapper[Any, Any, Any, Any]):

@@ -12,8 +12,10 @@ import sys
 import tarfile
 import threading
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,15 +59,15 @@ def load(data_dir: Path | None, timeout: float, archive: Archive = OFFICIAL) -> 
         return pictures, f"was found in {cache}"
     try:
         how = _fetch(archive, folder, timeout)
-        _write_cache(cache, read_archive(folder / ARCHIVE_NAME))
+        pictures = read_archive(folder / ARCHIVE_NAME)
     except (OSError, NoisyTVError) as why:
         raise NoisyTVError(
             f"CIFAR-10 is not to be had: {why}; to get it, go online or put {archive.url} into {folder}"
         ) from why
-    pictures = _read_cache(cache)
-    if pictures is None:
-        raise NoisyTVError(f"{cache} cannot be read back: check the disk, or choose another data folder")
-    return pictures, how
+    with suppress(OSError):  # a folder of somebody else, a full disk: then they are unpacked again the next time
+        _write_cache(cache, pictures)
+    cached = _read_cache(cache)  # in place of the array in memory, for all processes share it
+    return pictures if cached is None else cached, how
 
 
 def at_hand(data_dir: Path | None, archive: Archive = OFFICIAL) -> Path | None:
@@ -73,6 +75,14 @@ def at_hand(data_dir: Path | None, archive: Archive = OFFICIAL) -> Path | None:
     folder = _data_dir(data_dir)
     paths = (_cache(folder, archive), folder / ARCHIVE_NAME)
     return next((path for path in paths if path.is_file()), None)
+
+
+def at_home(path: Path) -> Path:
+    """``~`` and ``~user`` as the folder meant. Raises NoisyTVError if there is no such user."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise NoisyTVError(f"{path} is in the home of nobody known here: give the whole path") from error
 
 
 def read_archive(path: Path) -> NDArray[np.uint8]:
@@ -100,18 +110,24 @@ def _cache(folder: Path, archive: Archive) -> Path:
 
 def _data_dir(data_dir: Path | None) -> Path:
     if data_dir is not None:
-        return Path(data_dir).expanduser()
+        return at_home(Path(data_dir))
     named = os.environ.get(DATA_DIR_VARIABLE)
-    return Path(named).expanduser() if named else Path(require("pooch", "pooch").os_cache("dreamer-lpm"))
+    return at_home(Path(named)) if named else Path(require("pooch", "pooch").os_cache("dreamer-lpm"))
 
 
 def _fetch(archive: Archive, folder: Path, timeout: float) -> str:
     """Sees to it that ``folder`` holds the true archive. pooch checks its SHA-256 before it takes its final name."""
     pooch = require("pooch", "pooch")
     path = folder / ARCHIVE_NAME
-    if path.is_file() and pooch.file_hash(str(path)) == archive.sha256:
+    there = path.is_file()
+    if there and pooch.file_hash(str(path)) == archive.sha256:
         return f"was read from {path}"
-    _await_answer(archive.url, timeout)
+    try:
+        _await_answer(archive.url, timeout)
+    except NoisyTVError as error:
+        if there:
+            raise NoisyTVError(f"{path} is not the true archive (its SHA-256 differs), and {error}") from error
+        raise
     downloader = pooch.HTTPDownloader(progressbar=_Progress(archive.size), timeout=timeout, chunk_size=CHUNK)
     try:
         pooch.retrieve(archive.url, f"sha256:{archive.sha256}", ARCHIVE_NAME, folder, downloader=downloader)
@@ -194,8 +210,10 @@ def _read_batch(tar: tarfile.TarFile, member: tarfile.TarInfo) -> NDArray[np.uin
 def _read_cache(path: Path) -> NDArray[np.uint8] | None:
     """The cached pictures, left on disk and shared by all processes that open them; None if there are none."""
     try:
-        pictures: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+        pictures: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
+        return None
+    if not isinstance(pictures, np.ndarray):  # an archive of several, which NumPy reads whatever its name
         return None
     return pictures if pictures.dtype == np.uint8 and pictures.shape[1:] == (32, 32, 3) and len(pictures) else None
 

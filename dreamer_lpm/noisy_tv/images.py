@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,15 +58,34 @@ class TVImages:
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """Draws one of ``pictures`` (each uint8 (h, w, 3)) uniformly, and repeats or drops pixels to fit the shape."""
+    """Draws one of ``pictures`` (each uint8 (h, w, 3)) uniformly, and repeats or drops pixels to fit the shape.
+
+    ``file``: where they lie on the disk, as ``np.save`` wrote them. Another process opens it and is sent no pictures.
+    """
 
     pictures: Pictures
+    file: str | None = None
 
     def __call__(self, rng: np.random.Generator, shape: tuple[int, int, int]) -> Picture:
-        picture = self.pictures[int(rng.integers(len(self.pictures)))]
+        return self.fit(self.pick(rng), shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_opened, (self.file,)) if self.file else (Collection, (self.pictures,))
+
+    def pick(self, rng: np.random.Generator) -> int:
+        """The index of one of the pictures."""
+        return int(rng.integers(len(self.pictures)))
+
+    def fit(self, index: int, shape: tuple[int, int, int]) -> Picture:
+        """That picture, repeated or thinned out to ``shape``: an array of its own."""
+        picture = self.pictures[index]
         rows = np.arange(shape[0]) * picture.shape[0] // shape[0]
         columns = np.arange(shape[1]) * picture.shape[1] // shape[1]
         return np.asarray(picture[rows[:, None], columns])
+
+
+def _opened(file: str) -> Collection:
+    return Collection(np.load(file, mmap_mode="r", allow_pickle=False), file)
 
 
 def static(rng: np.random.Generator, shape: tuple[int, int, int]) -> Picture:
@@ -77,10 +96,13 @@ def static(rng: np.random.Generator, shape: tuple[int, int, int]) -> Picture:
 class Pool:
     """``size`` distinct pictures of ``images``, the same ones in every env, episode and run, drawn uniformly.
 
-    All of them are kept in memory. Raises NoisyTVError when the source has fewer.
+    All of them are kept in memory. Raises NoisyTVError when the source has fewer: at once where it says how many it
+    has, else when they are first drawn.
     """
 
     def __init__(self, images: ImageSource, size: int) -> None:
+        if isinstance(images, Collection) and len(images.pictures) < size:
+            raise _exhausted(len(images.pictures), size)
         self._images = images
         self._size = size
         self._pictures: dict[tuple[int, int, int], list[Picture]] = {}
@@ -93,15 +115,26 @@ class Pool:
     def _choose(self, shape: tuple[int, int, int]) -> list[Picture]:
         rng = np.random.default_rng(_POOL_SEED)
         chosen: dict[bytes, Picture] = {}
-        for _ in range(_POOL_TRIES * self._size):
-            picture = self._images(rng, shape)
+        for picture in self._draws(rng, shape):
             chosen.setdefault(picture.tobytes(), picture)
             if len(chosen) == self._size:
                 return list(chosen.values())
-        raise NoisyTVError(
-            f"the TV source has {len(chosen)} distinct pictures, the pool asks for {self._size}: "
-            "use a smaller pool or another source"
-        )
+        raise _exhausted(len(chosen), self._size)
+
+    def _draws(self, rng: np.random.Generator, shape: tuple[int, int, int]) -> Iterator[Picture]:
+        seen = set[int]()
+        for _ in range(_POOL_TRIES * self._size):
+            if not isinstance(self._images, Collection):
+                yield np.array(self._images(rng, shape))  # a copy, for a source may draw into one array again and again
+            elif (index := self._images.pick(rng)) not in seen:  # one seen before would only cost the time to draw it
+                seen.add(index)
+                yield self._images.fit(index, shape)
+
+
+def _exhausted(found: int, size: int) -> NoisyTVError:
+    return NoisyTVError(
+        f"the TV source has {found} distinct pictures, the pool asks for {size}: use a smaller pool or another source"
+    )
 
 
 def pooled(images: ImageSource, size: int | None) -> ImageSource:
@@ -122,7 +155,7 @@ def load_images(
         return _auto(data_dir, timeout, archive)
     if source == "cifar10":
         pictures, how = cifar10.load(data_dir, timeout, archive)
-        return Collection(pictures), TVImages(source, source, len(pictures), f"CIFAR-10 {how}.")
+        return _cached(pictures), TVImages(source, source, len(pictures), f"CIFAR-10 {how}.")
     if source == "static":
         return static, TVImages(source, source, None, "Uniform noise was asked for by name.")
     offline = _offline(source)
@@ -136,7 +169,11 @@ def _auto(data_dir: Path | None, timeout: float, archive: cifar10.Archive) -> tu
         photos = _photos()
         reason = f"Crops of scikit-image's photographs stand in: {error}."
         return Collection(photos), TVImages("auto", "photos", len(photos), reason)
-    return Collection(pictures), TVImages("auto", "cifar10", len(pictures), f"CIFAR-10 {how}.")
+    return _cached(pictures), TVImages("auto", "cifar10", len(pictures), f"CIFAR-10 {how}.")
+
+
+def _cached(pictures: Picture) -> Collection:
+    return Collection(pictures, str(pictures.filename) if isinstance(pictures, np.memmap) else None)
 
 
 def _offline(source: str) -> Pictures:
@@ -145,7 +182,7 @@ def _offline(source: str) -> Pictures:
     if source == "digits":
         return _digits()
     if source.startswith(FOLDER):
-        return _folder(Path(source.removeprefix(FOLDER)).expanduser())
+        return _folder(cifar10.at_home(Path(source.removeprefix(FOLDER))))
     raise NoisyTVError(f"unknown TV source {source!r}: use one of {', '.join(SOURCES)} or {FOLDER}PATH")
 
 

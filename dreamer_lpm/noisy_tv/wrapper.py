@@ -129,7 +129,7 @@ class NoisyTV(gym.Wrapper[Frame, Any, Frame, Any], gym.utils.RecordConstructorAr
                 f"the image source drew {picture.dtype} {picture.shape}: it must draw uint8 pictures of the shape "
                 f"it is given, here {shape}"
             )
-        return picture
+        return picture.copy()  # a source may draw into one array again and again
 
 
 class NoisyTVWrapperContinuous(NoisyTV):
@@ -174,7 +174,8 @@ class NoisyTVWrapperContinuous(NoisyTV):
         elif self.tv.trigger == "action" and not np.all(np.isfinite(self._high - self._low) & (self._low < self._high)):
             raise NoisyTVError(
                 f'the TV trigger "action" needs finite action bounds with low < high, not {space}: '
-                'bound the actions with gymnasium.wrappers.ClipAction or RescaleAction, or use the trigger "remote"'
+                "bound the actions with gymnasium.wrappers.TransformAction (a ClipAction, which unbounds them, belongs "
+                'outside the TV), or use the trigger "remote"'
             )
 
     def _read(self, action: Any) -> tuple[Any, bool]:

@@ -162,7 +162,6 @@ def test_every_link_leads_somewhere(path: Path) -> None:
             assert not anchor or anchor in {slug(title) for _, title in headings(read(there))}, target
 
 
-
 def test_the_example_config_is_one(readme: str) -> None:
     [example] = [code.text for code in blocks(readme) if code.language == "toml"]
     cfg = from_plain(RunConfig, tomllib.loads(example))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -87,6 +88,13 @@ def test_reading_the_state_changes_nothing() -> None:
         rows.append(row)
         envs.close()
     assert all(np.array_equal(rows[0][key], rows[1][key]) for key in rows[0])
+
+
+def test_another_env_of_a_known_name_has_no_grid() -> None:
+    gym.register("CartPole-v77", entry_point=CounterEnv)
+    env = gym.make("CartPole-v77", disable_env_checker=True)
+    assert grid_of(env) is None
+    del gym.registry["CartPole-v77"]
 
 
 def test_an_env_without_a_grid_has_no_cells() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gymnasium.error import DependencyNotInstalled
 
-from dreamer_lpm.envs import SUITES, EnvConfig, action_spec, check_env, make_env, tv_chance
+from dreamer_lpm.envs import SUITES, EnvConfig, action_spec, check_env, factory, make_env, tv_chance
 from dreamer_lpm.envs.suites import gymnasium as suite_module
 from dreamer_lpm.noisy_tv import TVSpec, check_tv
 from dreamer_lpm.types import ActionSpec, UserError
@@ -118,6 +118,13 @@ def test_a_button_can_be_one_choice_too_many() -> None:
 )
 def test_the_chance_level_is_that_of_the_envs_own_actions(env_id: str, tv: TVSpec | None, chance: float | None) -> None:
     assert tv_chance(EnvConfig(id=env_id, tv=tv)) == (None if chance is None else pytest.approx(chance, abs=0.03))
+
+
+def test_random_play_finds_a_chance_level_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = EnvConfig("CartPole-v1", tv=TVSpec(trigger="remote", persistence="sticky"))
+    found = tv_chance(cfg)
+    monkeypatch.setattr(factory, "measure_chance", None)
+    assert tv_chance(EnvConfig("CartPole-v1", tv=TVSpec(trigger="remote", persistence="sticky"))) == found
 
 
 def test_an_env_without_a_limit_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +233,10 @@ def test_time_limit_counts_env_steps_and_truncates() -> None:
     assert [(s[2], s[3], s[4]["env_steps"]) for s in steps] == [(False, False, 3), (False, False, 3), (False, True, 1)]
 
 
-@pytest.mark.parametrize(("env_id", "repeat"), [("Pendulum-v1", 2), ("CartPole-v1", 1), (third_party.ENV_ID, 1)])
+@pytest.mark.parametrize(
+    ("env_id", "repeat"),
+    [("Pendulum-v1", 2), ("CartPole-v1", 1), (third_party.ENV_ID, 1), ("gymnasium:Pendulum-v1", 2)],
+)
 def test_default_action_repeat(env_id: str, repeat: int) -> None:
     env = make_env(EnvConfig(id=env_id))
     env.reset(seed=0)
@@ -272,12 +282,77 @@ def test_an_unknown_id_names_the_nearest(wrong: str, near: str) -> None:
         make_env(EnvConfig(id=wrong))
     assert f"no environment called {wrong}" in one_line(error)
     assert near in str(error.value)
+    assert "needs the module that registers it: my_module:MyEnv-v0" in str(error.value)
 
 
 def test_an_id_like_no_other_points_to_the_list() -> None:
     with pytest.raises(UserError, match="pprint_registry") as error:
         make_env(EnvConfig(id="0000000000"))
     one_line(error)
+
+
+@pytest.mark.parametrize("wrong", [":Pendulum-v1", "./mine.py:Mine-v0", "envs/mine:Mine-v0"])
+def test_what_stands_before_the_colon_is_a_module(wrong: str) -> None:
+    with pytest.raises(UserError, match="a Python module's name stands before the colon") as error:
+        make_env(EnvConfig(id=wrong))
+    one_line(error)
+
+
+class Asks(CounterEnv):
+    def __init__(self, field: int, render_mode: str | None = None) -> None:
+        super().__init__()
+
+
+def test_an_env_that_cannot_be_made_without_arguments() -> None:
+    cfg = register("DreamerLPMTest/Asks-v0", Asks)
+    with pytest.raises(UserError, match=r"Asks-v0 cannot be made .*: 'field'.*register it with kwargs") as error:
+        make_env(cfg)
+    one_line(error)
+
+
+class OldStep(third_party.Dots):
+    def step(self, action: Any) -> Any:
+        obs, reward, terminated, _, info = super().step(action)
+        return obs, reward, terminated, info
+
+
+class OldReset(third_party.Dots):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=seed)[0]
+
+
+class NoSeed(third_party.Dots):
+    def reset(self) -> Any:  # type: ignore[override]
+        return super().reset()
+
+
+class ManyRewards(third_party.Dots):
+    def step(self, action: Any) -> Any:
+        obs, reward, *rest = super().step(action)
+        return (obs, np.array([reward, reward]), *rest)
+
+
+class NoInfo(third_party.Dots):
+    def step(self, action: Any) -> Any:
+        return (*super().step(action)[:4], None)
+
+
+@pytest.mark.parametrize("cls", [OldStep, OldReset, NoSeed, ManyRewards, NoInfo])
+def test_answers_that_the_api_does_not_know(cls: type) -> None:
+    cfg = register(f"DreamerLPMTest/{cls.__name__}-v0", cls, max_episode_steps=20)
+    with pytest.raises(UserError, match=f"{cls.__name__}-v0 does not speak Gymnasium's API") as error:
+        check_env(make_env(cfg))
+    one_line(error)
+
+
+class Broken(third_party.Dots):
+    def step(self, action: Any) -> Any:
+        raise ValueError("the env's own words")
+
+
+def test_what_goes_wrong_within_an_env_is_told_as_it_is() -> None:
+    with pytest.raises(ValueError, match="the env's own words"):
+        check_env(make_env(register("DreamerLPMTest/Broken-v0", Broken)))
 
 
 def test_a_missing_module_is_named() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from dreamer_lpm.envs import EnvConfig, Envs, Row, episode_seed, make_env
-from dreamer_lpm.envs.workers import ANSWER_WITHIN, MOST_RESTARTS
+from dreamer_lpm.envs.workers import ANSWER_WITHIN, MOST_RESTARTS, Worker
 from dreamer_lpm.noisy_tv import TVSpec
 from dreamer_lpm.noisy_tv.images import static
 from dreamer_lpm.types import STOPS, NotFinite, UserError
@@ -161,6 +161,43 @@ def test_who_dies_or_hangs_is_replaced_and_its_episodes_are_cut_off(
             for action, row in zip(actions[2:], got[3:], strict=True):
                 if ill == 2:  # else an episode ends in the other that was still to be cut off
                     assert_equal_rows(resumed.step(action), row)
+
+
+def test_all_that_hang_at_once_are_waited_for_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    orders = tmp_path / "orders"
+    with closing(Envs(partial(Faulty, orders), 3, 5, workers=3, timeout=4.0)) as envs:
+        envs.reset_row()
+        play(envs, 1)
+        orders.write_text("hang")
+        monkeypatch.setattr(Worker, "_start", lambda self: None)  # the time of that depends on the machine
+        begin = time.monotonic()
+        play(envs, 1)
+        assert envs.restarts == 3
+        assert 4 <= time.monotonic() - begin < 4 + 2 * 1.0 + 1
+
+
+UNINSTALLED = """
+import sys
+sys.path[:0] = {path!r}
+from functools import partial
+from dreamer_lpm.envs import Envs
+from tests.probes.counter_env import CounterEnv
+envs = Envs(partial(CounterEnv, length=4), 1, 5, workers=1)
+print(envs.reset_row()["is_first"])
+envs.close()
+"""
+
+
+def test_workers_find_a_package_that_is_not_installed(tmp_path: Path) -> None:
+    """Of the Python beneath the virtual environment, which has nothing of ours."""
+    path = [str(ROOT), *(p for p in sys.path if p.endswith("site-packages"))]
+    bare = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    python = getattr(sys, "_base_executable", sys.executable)
+    code = UNINSTALLED.format(path=path)
+    done = subprocess.run(
+        [python, "-c", code], cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.stdout.strip() == "[ True]", done.stderr
 
 
 def test_a_killed_process_is_replaced_within_seconds() -> None:

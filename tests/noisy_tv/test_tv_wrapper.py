@@ -18,6 +18,7 @@ from dreamer_lpm.noisy_tv import (
     TVSpec,
     add_tv,
 )
+from dreamer_lpm.noisy_tv.images import Collection, Pool
 from tests.noisy_tv.drift import (
     HEIGHT,
     PUSHES,
@@ -396,6 +397,50 @@ def test_a_pool_larger_than_the_source_is_refused():
     play(tv(TVSpec(trigger="always", pool=2), images=two_pictures), 0, [])
     with pytest.raises(NoisyTVError, match="2 distinct pictures, the pool asks for 3: use a smaller pool"):
         play(tv(TVSpec(trigger="always", pool=3), images=two_pictures), 0, [])
+
+
+def test_a_source_that_says_how_much_it_has_is_refused_at_once():
+    pictures = np.zeros((4, 8, 8, 3), np.uint8)
+    with pytest.raises(NoisyTVError, match="4 distinct pictures, the pool asks for 5"):
+        tv(TVSpec(trigger="always", pool=5), images=Collection(pictures))
+    pictures[2:] = 9  # and where some of them are equal, once it is known
+    with pytest.raises(NoisyTVError, match="2 distinct pictures, the pool asks for 4"):
+        play(tv(TVSpec(trigger="always", pool=4), images=Collection(pictures)), 0, [])
+
+
+def test_a_pool_of_all_there_are_takes_each_once_and_draws_none_twice(monkeypatch):
+    drawn = []
+    fit = Collection.fit
+    monkeypatch.setattr(Collection, "fit", lambda self, index, shape: drawn.append(index) or fit(self, index, shape))
+    pictures = np.arange(50, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    pool = Pool(Collection(pictures), 50)
+    seen = {int(pool(np.random.default_rng(seed), (4, 4, 3))[0, 0, 0]) for seed in range(500)}
+    assert seen == set(range(50))
+    assert sorted(drawn) == list(range(50))
+
+
+def test_a_source_may_draw_into_one_array_again_and_again():
+    board = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+
+    def drawn(rng, shape):
+        board[:] = rng.integers(256)
+        return board
+
+    pool = Pool(drawn, 5)
+    assert len({int(pool(np.random.default_rng(seed), board.shape)[0, 0, 0]) for seed in range(200)}) == 5
+    env = tv(TVSpec(trigger="always"), images=drawn)
+    env.reset(seed=0)
+    told = [env.step(action)[4]["tv_new"] for action in sampled_actions(env, 0, 20)]
+    assert sum(told) >= 19
+
+
+def test_the_fixes_for_unbounded_actions_work():
+    far = gym.wrappers.ClipAction(Drift(gym.spaces.Box(-2, 2, (1,), np.float32)))
+    with pytest.raises(NoisyTVError, match=r"TransformAction \(a ClipAction, which unbounds them, belongs outside"):
+        add_tv(far, TVSpec(source="static"))
+    gym.wrappers.ClipAction(add_tv(far.env, TVSpec(source="static")))
+    unit = gym.spaces.Box(-1, 1, (1,), np.float32)
+    add_tv(gym.wrappers.TransformAction(far, lambda action: 2 * action, unit), TVSpec(source="static"))
 
 
 def test_an_image_source_that_ignores_the_shape_is_refused():

@@ -43,7 +43,7 @@ class GymnasiumSuite:
         Pendulum moves little in its 0.05 s: with two steps per action a world model sees motion from frame to frame,
         the episode of 200 steps is 100 decisions, and half as many pictures are drawn, which cost most of the time.
         """
-        return 2 if env_id.startswith("Pendulum-") else 1
+        return 2 if env_id.rpartition(":")[2].startswith("Pendulum-") else 1
 
     def make(self, env_id: str, time_limit: int | None) -> gym.Env[Any, Any]:
         """The env with its own spaces and ``render_mode="rgb_array"``.
@@ -76,7 +76,9 @@ SUITE = GymnasiumSuite()
 
 def _register(env_id: str) -> None:
     """Imports whatever registers ``env_id``; raises UserError if nothing does."""
-    module, _, name = env_id.rpartition(":")
+    module, colon, name = env_id.rpartition(":")
+    if colon and not all(part.isidentifier() for part in module.split(".")):
+        raise UserError(f"{env_id}: a Python module's name stands before the colon, as in my_module:MyEnv-v0.")
     fix = "install it, or name the folder it is in with PYTHONPATH=FOLDER"
     for start, (registers, package) in REGISTERED_BY.items():
         if not module and name.startswith(start):
@@ -89,6 +91,8 @@ def _register(env_id: str) -> None:
     if name not in gym.registry:
         near = difflib.get_close_matches(name, gym.registry, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "`gymnasium.pprint_registry()` lists the known ones."
+        if not module:
+            hint += " An env of your own needs the module that registers it: my_module:MyEnv-v0."
         raise UserError(f"There is no environment called {name}; {hint}")
 
 
@@ -100,7 +104,10 @@ def _make(env_id: str, time_limit: int | None) -> gym.Env[Any, Any]:
             # Gymnasium's passive checker repeats on every step what `check_env` and `Envs` check already.
             return gym.make(env_id, max_episode_steps=time_limit, disable_env_checker=True, render_mode="rgb_array")
         except TypeError as error:
-            if "render_mode" not in str(error).partition("was raised from")[0]:
+            why = str(error).partition(" was raised from")[0]
+            if "required" in why and "argument" in why:
+                raise UserError(f"{env_id} cannot be made ({why}): register it with kwargs={{...}}.") from error
+            if "render_mode" not in why:
                 raise
             raise UserError(_no_picture(env_id)) from error
 

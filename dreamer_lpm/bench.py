@@ -47,7 +47,7 @@ from dreamer_lpm.envs import make_env
 from dreamer_lpm.machine import Precision, keep_freed_memory, pick_device, pick_precision, pick_threads
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.metrics import METRICS_FILE, read_metrics
-from dreamer_lpm.report.strict_json import dumps, plain, write_atomically
+from dreamer_lpm.report.strict_json import dumps, partial_of, plain, write_atomically
 from dreamer_lpm.report.summary import git_revision, versions
 from dreamer_lpm.solve import EPISODES, Attempt, in_words, solve
 from dreamer_lpm.train import train
@@ -120,6 +120,8 @@ def main(args: list[str]) -> int:
     if options.worker:
         _serve(_work(options), sys.stdin, sys.stdout)
         return 0
+    for path in filter(None, (options.json, options.csv)):
+        partial_of(path)  # a folder is refused before anything is measured
     measure = _solve if options.solve else _against if options.against else _alone
     result = measure(options)
     result = {

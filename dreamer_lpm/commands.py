@@ -70,7 +70,7 @@ def _train(args: list[str], guide: bool, team: Team | None) -> int:
         print(first.format_help())
         known.resume = False
     if known.cells:
-        return _train_many([_cell(known.runs, path) for path in known.cells])
+        return _train_cells(known.runs, known.cells)
     run_dir = _run_dir(known)
     if known.seeds is not None:
         if team:
@@ -84,8 +84,13 @@ def _train(args: list[str], guide: bool, team: Team | None) -> int:
         go_on = _again(known, program, run_dir)
         print(f"Stopped and saved ({signal.Signals(stop.signum).name}). Go on with: {go_on}")
         return 128 + stop.signum
-    left = _leave_where_started(report) if guide else report
+    try:
+        left, cannot = (_leave_where_started(report) if guide else report), None
+    except OSError as error:
+        left, cannot = report, error
     _say(report, left, run_dir)
+    if cannot:
+        raise UserError(f"Agent and video could not be copied into this folder ({cannot}); they are in {run_dir}.")
     return 0
 
 
@@ -135,6 +140,18 @@ def _cell(runs: Path, settings: Path) -> Job:
     return Job(from_plain(RunConfig, read_file(settings)), run_dir)
 
 
+def _train_cells(runs: Path, files: list[Path]) -> int:
+    """Train these cells of a grid side by side; one whose files are damaged leaves the others. As ``_train_many``."""
+    jobs, wrong = [], False
+    for path in files:
+        try:
+            jobs.append(_cell(runs, path))
+        except (UserError, NoisyTVError) as error:
+            wrong = True
+            print(f"{runs / path.stem}: error: {error}")
+    return (_train_many(jobs) if jobs else 0) or (MISTAKE if wrong else 0)
+
+
 def _train_many(jobs: list[Job], again: str = "") -> int:
     """Train them side by side; ``again`` is the command that goes on with them.
 
@@ -142,7 +159,7 @@ def _train_many(jobs: list[Job], again: str = "") -> int:
     let_streams_run_side_by_side()
     steps = sum(job.cfg.steps for job in jobs)
     with Screen(cells=len(jobs), finished=0, steps=steps, done=0, unit="runs") as screen:
-        results = train_together(jobs, screen)
+        results = train_together([dataclasses.replace(job, together=len(jobs)) for job in jobs], screen)
     stops = [result.signum for result in results if isinstance(result, Stopped)]
     for job, result in zip(jobs, results, strict=True):
         if isinstance(result, Report):

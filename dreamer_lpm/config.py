@@ -113,6 +113,10 @@ class RunConfig:
         for name in ("seed", "prefill", "eval_every", "checkpoint_every", "threads", "rollbacks"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be 0 or more, not {getattr(self, name)}.")
+        if self.tv_images != "auto" and self.tv.source not in ("auto", self.tv_images):
+            raise UserError(
+                f"tv_images ({self.tv_images}) and tv.source ({self.tv.source}) say two things; leave one of them out."
+            )
         for name, value in _numbers(self.agent):
             least = 1 if isinstance(value, int) else 0
             if value < least:

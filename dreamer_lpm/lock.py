@@ -49,7 +49,8 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        (self._folder / LOCK_FILE).unlink()
+        (self._folder / LOCK_FILE).unlink(missing_ok=True)  # somebody may have removed the folder
+        self._made = [made for made in self._made if made.is_dir()]
         for made in self._made:
             if any(made.iterdir()):
                 break

@@ -12,6 +12,7 @@ import gc
 import json
 import resource
 import secrets
+import shlex
 import signal
 import sys
 import threading
@@ -51,7 +52,7 @@ from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import to_plain
 from dreamer_lpm.state import State
 from dreamer_lpm.team import Team
-from dreamer_lpm.types import STOPS, NotFinite, UserError
+from dreamer_lpm.types import STOPS, NotFinite, UserError, insists
 
 CONFIG_FILE = "config.json"
 LOG_FILE = "log.txt"  # of a run among several: what a run alone says on the screen
@@ -76,6 +77,7 @@ class Job:
     resume: bool = False
     team: Team | None = None  # who learns it with this process
     pictures: tuple[ImageSource, TVImages] | None = None  # of its TV, where they are found already
+    together: int = 1  # runs in its process, itself counted
 
 
 def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False, team: Team | None = None) -> Report:
@@ -147,7 +149,7 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
         rollbacks = 0
         while True:
             try:
-                session = _Session(cfg, run_dir, run, images, shown, job.team)
+                session = _Session(cfg, run_dir, run, images, shown, job.team, job.together)
                 return (yield from session.go(signals, in_file, resume, rollbacks, say))
             except _FellIll as ill:
                 rollbacks, say, resume = ill.rollbacks, [str(ill)], True
@@ -193,6 +195,7 @@ class _Session:
     images: ImageSource | None
     shown: TVImages | None
     team: Team | None
+    together: int
 
     def go(
         self, signals: Signals, in_file: bool, resume: bool, rollbacks: int, say: list[str]
@@ -220,7 +223,7 @@ class _Session:
             run = _Run(cfg, run_dir, self.run, state, self.images, log, bar, signals)
             try:
                 yield from run.loop()
-                return run.finish(self.shown)
+                return run.finish(self.shown, self.together)
             except NotFinite as found:
                 raise self._ill(state, found) from None
             except OSError as error:
@@ -313,7 +316,8 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     if exported:
         raise UserError(f"{run_dir} is an exported agent and no run; name a run's folder.")
     copies = [folder / CONFIG_FILE for folder in reversed(checkpoint.checkpoints(run_dir))]
-    fix = next((f"put back its copy: cp {copy} {path}" for copy in copies if copy.is_file()), "restore it")
+    put_back = (shlex.join(["cp", str(copy), str(path)]) for copy in copies if copy.is_file())
+    fix = next((f"put back its copy: {command}" for command in put_back), "restore it")
     raise UserError(f"{path} is damaged; {fix}.")
 
 
@@ -322,6 +326,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.caught: int | None = None
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -335,9 +340,11 @@ class Signals:
                     self._before[signum] = signal.signal(signum, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.caught = signum
-        # A second one, for those who cannot wait, does what it always did.
-        signal.signal(signum, self._before[signum])
+        if self.caught is None:
+            self.caught, self._since = signum, time.monotonic()
+        elif insists(signum, self._since):  # does what it always did
+            signal.signal(signum, self._before[signum])
+            signal.raise_signal(signum)
 
     def __exit__(self, *exc: object) -> None:
         for signum, handler in self._before.items():
@@ -562,25 +569,26 @@ class _Run:
             "run": to_plain(self.cfg),
         }
 
-    def finish(self, shown: TVImages | None) -> Report:
-        """Last evaluation, agent file, curves, summary."""
+    def finish(self, shown: TVImages | None, together: int) -> Report:
+        """Last evaluation, agent file, curves, summary. ``together``: runs in this process."""
         s = self.state
         if self.cfg.checkpoint_every:
             self._save()  # before the last evaluation: whoever resumes a finished run repeats it, and no line twice
         scores, off, video = self._evaluate(2 * self.cfg.eval_episodes)
         agent = self.run_dir / AGENT_FILE
         save_agent(agent, s.agent, self._about())
-        summary = self._summary(scores, off, shown)
+        summary = self._summary(scores, off, shown, together)
         write_summary(self.run_dir, summary)
         return Report(summary, agent, video, plot_run(self.run_dir) if self.cfg.pictures else None)
 
-    def _summary(self, scores: Scores, off: Scores | None, shown: TVImages | None) -> dict[str, Any]:
+    def _summary(self, scores: Scores, off: Scores | None, shown: TVImages | None, together: int) -> dict[str, Any]:
         s = self.state
         grid = s.envs.grid
         return {
             "env_steps": s.step,
             "updates": s.tally.updates,
             "wall_seconds": s.tally.seconds + time.monotonic() - self.clock,
+            "runs_in_process": together,
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             * (1 if sys.platform == "darwin" else 1024),
             "saving_seconds": s.tally.saving_seconds,

@@ -19,6 +19,7 @@ Nothing here imports torch at run time, so torch-free packages may use it.
 from __future__ import annotations
 
 import signal
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -30,6 +31,18 @@ if TYPE_CHECKING:
 
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INSISTS_AFTER = 1.0  # seconds
+
+
+def insists(signum: int, since: float) -> bool:
+    """Whether a signal that follows the one noted at ``since`` (``time.monotonic``) asks for the end, saved or not.
+
+    Another Ctrl-C alone does, and not the echo of the first: terminals that close, schedulers and whoever kills a whole
+    group send the same stop twice.
+    """
+    return signum == signal.SIGINT and time.monotonic() - since > INSISTS_AFTER
+
+
 """After these a run is saved before it ends; one that is ignored, as SIGHUP is under nohup, stays ignored."""
 
 

@@ -47,7 +47,7 @@ class Trained(list[tuple[RunConfig, Path, bool]]):
 
     def __call__(self, cfg: RunConfig, run_dir: Path, *, resume: bool = False, team: None = None) -> Report:
         self.append((cfg, run_dir, resume))
-        summary: dict[str, Any] = {"eval_return_mean": 1.0, "eval_returns": [1.0], "tv_share": None}
+        summary: dict[str, Any] = {"eval_return_mean": 1.0, "eval_returns": [1.0], "tv_images": None}
         summary |= {"wall_seconds": 1.0, "updates": 1, "peak_memory_bytes": 1}
         return Report(summary, run_dir / "agent_lpm.pth", run_dir / "video.mp4", run_dir / "curves.png")
 
@@ -174,12 +174,24 @@ def test_several_for_real_and_on(folder: Path, capsys: pytest.CaptureFixture[str
     assert "2 of 2 runs" in capsys.readouterr().out
     for seed in (0, 1):
         summary = json.loads((folder / f"runs/x-{seed}/summary.json").read_text())
-        assert (summary["seed"], summary["env_steps"]) == (seed, 90)
+        assert (summary["seed"], summary["env_steps"], summary["runs_in_process"]) == (seed, 90, 2)
         assert "90/90 steps (100%)" in (folder / f"runs/x-{seed}/log.txt").read_text()
     assert run("--resume", "--run-name", "x", "--seeds", "0..1", "--steps", "120") == 0
     assert [json.loads((folder / f"runs/x-{seed}/summary.json").read_text())["env_steps"] for seed in (0, 1)] == [
         120
     ] * 2
+
+
+def test_a_damaged_cell_leaves_the_others(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        Path(f"{name}.json").write_text(json.dumps(to_plain(replace(TINY, steps=90))))
+    Path("cells/a").mkdir(parents=True)
+    Path("cells/a/config.json").write_text("{")
+    assert run("--runs", "cells", "--cells", "a.json", "b.json") == 2
+    said = capsys.readouterr().out
+    assert "cells/a: error: cells/a/config.json is damaged" in said
+    assert "cells/b: return" in said
+    assert json.loads(Path("cells/b/summary.json").read_text())["runs_in_process"] == 1
 
 
 # --- precedence -------------------------------------------------------------------------------------------------------

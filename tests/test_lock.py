@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,12 @@ def test_a_lock_does_not_outlive_a_process_that_is_killed_and_tells_of_it(tmp_pa
 def test_two_locks_in_one_process_exclude_each_other_too(tmp_path: Path) -> None:
     with RunLock(tmp_path), pytest.raises(UserError, match="in use"), RunLock(tmp_path):
         pytest.fail("held twice")
+
+
+def test_a_folder_that_somebody_removes_is_no_error_of_its_own(tmp_path: Path) -> None:
+    with RunLock(tmp_path / "runs" / "a"):
+        shutil.rmtree(tmp_path / "runs")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_nothing_came_of_is_gone_again(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import torch
 
 import dreamer_lpm
 import dreamer_lpm.train as train_module
+import dreamer_lpm.types as types_module
 from dreamer_lpm import checkpoint
 from dreamer_lpm.agent import AgentConfig
 from dreamer_lpm.behavior import BehaviorConfig
@@ -296,14 +297,19 @@ def test_the_comparison_sees_a_single_bit(tmp_path: Path, uninterrupted: dict[st
     assert any("/tensors/agent" in where for where in different)
 
 
-def test_only_one_signal_is_held_back() -> None:
-    """The second one does what it always did, for those who cannot wait."""
+def test_only_ctrl_c_can_insist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one does what it always did, for those who cannot wait; the echo of the first and other stops do not."""
     # Shells start background jobs with SIGINT ignored; this test then has to bring Python's own handler.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with train_module.Signals() as signals:
             signals.note()
             signal.raise_signal(signal.SIGINT)
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.raise_signal(signum)
+            monkeypatch.setattr(types_module, "INSISTS_AFTER", 0.0)
+            for signum in (signal.SIGTERM, signal.SIGHUP):
+                signal.raise_signal(signum)
             assert signals.caught == signal.SIGINT
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)

@@ -73,10 +73,12 @@ def main(args: list[str]) -> int:
             pool = Pool(
                 jobs=jobs, retries=options.retries, threads=machine.threads, lock=lock, screen=screen,
                 together=(partial(together, out), options.together) if options.together > 1 else None,
+                **({"tidy": slim} if options.slim else {}),
             )  # fmt: skip
             failed = pool.run(cells)
         if options.slim:
-            slim(cells)
+            for cell in finished:  # by an earlier command
+                slim(cell)
     return _end(out, args, failed, pool.caught)
 
 

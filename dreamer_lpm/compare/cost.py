@@ -17,6 +17,7 @@ from rich.table import Table
 
 from dreamer_lpm.compare.plan import Key, Machine, Plan
 from dreamer_lpm.config import RunConfig
+from dreamer_lpm.forecast import free_memory
 from dreamer_lpm.report.grid import Cell, Grid, read_grid
 from dreamer_lpm.state import State
 
@@ -29,7 +30,10 @@ COPIES = 8  # of the weights on disk: the agent's file, and two checkpoints with
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run: seconds of wall time, bytes on disk, bytes of memory. ``measured``: taken from finished cells."""
+    """Of one run: seconds of wall time (its share, where several had one process), bytes on disk, bytes of memory.
+
+    ``measured``: taken from finished cells.
+    """
 
     seconds: float
     disk: float
@@ -44,7 +48,7 @@ def from_finished(cells: list[Cell]) -> Cost | None:
         return None
     disk = max(sum(p.stat().st_size for p in c.folder.rglob("*") if p.is_file()) for c in cells if c.summary)
     return Cost(
-        median(float(s["wall_seconds"]) for s in known),
+        median(float(s["wall_seconds"]) / s.get("runs_in_process", 1) for s in known),
         disk,
         max(float(s.get("peak_memory_bytes", BASE_MEMORY)) for s in known),
         measured=True,
@@ -91,8 +95,9 @@ def jobs_for(machine: Machine) -> int:
     if machine.device != "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(cores // machine.threads, int(memory // RUN_MEMORY)))
+    memory = free_memory(torch.device("cpu"))
+    bearable = cores if memory is None else int(memory // RUN_MEMORY)
+    return max(1, min(cores // machine.threads, bearable))
 
 
 def dry_run(plan: Plan, out: Path, known: Machine | None, jobs: int) -> int:

@@ -14,7 +14,7 @@ from dreamer_lpm.compare.plan import Key, Machine, Plan
 from dreamer_lpm.compare.pool import LOCK_FILE, Job
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.report.grid import FORMAT, GRID_FILE, is_grid, read_grid
-from dreamer_lpm.report.strict_json import dumps, plain, write_atomically
+from dreamer_lpm.report.strict_json import dumps, partial_of, plain, write_atomically
 from dreamer_lpm.report.summary import SUMMARY_FILE, git_revision, versions
 from dreamer_lpm.settings import from_plain, to_plain
 from dreamer_lpm.train import CONFIG_FILE
@@ -31,7 +31,8 @@ def known_machine(out: Path, plan: Plan) -> Machine | None:
     Raises UserError naming the setting, if the grid there was made with others, or the folder holds something else.
     """
     if not is_grid(out):
-        if out.exists() and (not out.is_dir() or any(p.name != LOCK_FILE for p in out.iterdir())):
+        ours = (LOCK_FILE, partial_of(out / GRID_FILE).name)  # of a start that came no further
+        if out.exists() and (not out.is_dir() or any(p.name not in ours for p in out.iterdir())):
             raise UserError(f"{out} exists and holds no grid; choose another --out.")
         return None
     about = read_grid(out).about
@@ -103,7 +104,13 @@ def together(out: Path, jobs: Sequence[Job]) -> list[str]:
     for job in jobs:
         job.command()  # for what it leaves on disk
     settings = [str(_settings(out, job.name)) for job in jobs]
-    return [sys.executable, "-m", "dreamer_lpm", "train", "--runs", str(out / CELLS), "--cells", *settings]
+    return [*_python(), "train", "--runs", str(out / CELLS), "--cells", *settings]
+
+
+def _python() -> list[str]:
+    """This program in another process, which finds modules where this one does: -m alone would look here first."""
+    safe = [] if sys.path[0] in ("", str(Path.cwd())) else ["-P"]
+    return [sys.executable, *safe, "-m", "dreamer_lpm"]
 
 
 def cell_job(out: Path, key: Key, cfg: RunConfig) -> Job:
@@ -112,7 +119,7 @@ def cell_job(out: Path, key: Key, cfg: RunConfig) -> Job:
 
     def command() -> list[str]:
         """Start the cell, or go on with what there is of it."""
-        start = [sys.executable, "-m", "dreamer_lpm", "train", "--runs", str(folder.parent), "--run-name", folder.name]
+        start = [*_python(), "train", "--runs", str(folder.parent), "--run-name", folder.name]
         if (folder / CONFIG_FILE).is_file():
             return [*start, "--resume"]
         shutil.rmtree(folder, ignore_errors=True)  # killed before it began
@@ -130,8 +137,7 @@ def cell_job(out: Path, key: Key, cfg: RunConfig) -> Job:
     )
 
 
-def slim(cells: list[Job]) -> None:
-    for cell in cells:
-        if cell.finished():
-            for name in ("checkpoints", "replay"):
-                shutil.rmtree(cell.folder / name, ignore_errors=True)
+def slim(cell: Job) -> None:
+    """Delete what only a resumption of the finished cell would need."""
+    for name in ("checkpoints", "replay"):
+        shutil.rmtree(cell.folder / name, ignore_errors=True)

@@ -182,6 +182,9 @@ class Machine:
         )
 
 
+_SEED = "The seeds of a grid come from --seeds; leave 'seed' out of the settings."
+
+
 def make_plan(
     *,
     file: Path | None,
@@ -204,13 +207,15 @@ def make_plan(
     base = preset(preset_name or _text(data.get("preset", DEFAULT)))
     common = flags(from_plain(RunConfig, _table(data.get("common", {}), "common"), base))
     if common.seed != base.seed:
-        raise UserError("The seeds of a grid come from --seeds; leave 'seed' out of the settings.")
+        raise UserError(_SEED)
     plan = Plan(
         common,
         _named("method", methods, data.get("methods"), {name: {"curiosity": name} for name in REGISTRY}),
         _named("arm", arms, data.get("arms"), ARMS),
         _seeds(seeds if seeds is not None else data.get("seeds", 5)),
     )
+    if any("seed" in settings for settings in (*plan.methods.values(), *plan.arms.values())):
+        raise UserError(_SEED)
     plan.check()
     return plan
 

@@ -17,7 +17,7 @@ from typing import Self
 
 from dreamer_lpm.report.metrics import METRICS_FILE
 from dreamer_lpm.report.screen import Screen
-from dreamer_lpm.types import STOPS, UserError
+from dreamer_lpm.types import STOPS, UserError, insists
 
 LOCK_FILE = ".lock"
 LOOK_EVERY = 0.2  # seconds
@@ -68,7 +68,7 @@ class Locked:
             self._file.close()
             raise UserError(
                 f"Another compare, or cells that it left behind, is at work in {folder} (processes {who}); wait for "
-                f"it, or end it with: kill {who}"
+                f"it, or end it with: kill {_whom_to_end(who)}"
             ) from None
         self.note([])
 
@@ -92,25 +92,51 @@ class Locked:
         self._file.close()
 
 
+def _whom_to_end(who: str) -> str:
+    """Of "compare cell cell": the compare, which ends its cells, or those that it left behind."""
+    alive = [pid for pid in who.split() if _alive(int(pid))]
+    return alive[0] if alive[:1] == who.split()[:1] else " ".join(alive or [who])
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
 class Pool:
     """``Pool(jobs=2, retries=2, lock=lock, screen=screen).run(cells)`` returns the names of the cells that failed.
 
     ``jobs``: processes at a time. ``together``: the command for several cells in one process, and how many at most;
     None: a process for each. ``threads``: of each process. After SIGINT, SIGTERM or SIGHUP the cells are told to stop,
-    which saves them, and ``caught`` is that signal; a second one ends them at once. Each process is a process group of
-    its own, so a Ctrl-C reaches them only through here.
+    which saves them, and ``caught`` is that signal; another Ctrl-C ends them at once. Each process is a process group
+    of its own, so a Ctrl-C reaches them only through here. ``tidy`` is called with each cell that has finished.
     """
 
     def __init__(
-        self, *, jobs: int, retries: int, threads: int, lock: Locked, screen: Screen, together: Together | None = None
+        self,
+        *,
+        jobs: int,
+        retries: int,
+        threads: int,
+        lock: Locked,
+        screen: Screen,
+        together: Together | None = None,
+        tidy: Callable[[Job], None] = lambda job: None,
     ):
+        self._tidy = tidy
         self._together = together
         self._jobs, self._retries, self._threads, self._lock, self._screen = jobs, retries, threads, lock, screen
         self._running: list[_Running] = []
         self._tries: dict[str, int] = {}
         self._failed: list[str] = []
-        self._signals = 0
-        self._told = 0
+        self._since = 0.0  # the first signal
+        self._at_once = False
+        self._told: bool | None = None  # what _at_once was when the cells were told
         self.caught: int | None = None
 
     def run(self, jobs: Sequence[Job]) -> list[str]:
@@ -154,6 +180,7 @@ class Pool:
     def _ended(self, job: Job, running: _Running, waiting: deque[Job]) -> None:
         if job.finished():
             self._screen.done(job.name, job.steps)
+            self._tidy(job)
             return
         self._screen.gone(job.name)
         if self.caught is not None:
@@ -174,15 +201,17 @@ class Pool:
         self._screen.update({job.name: (steps_done(job.folder), job.steps) for job in every})
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.caught = self.caught or signum
-        self._signals += 1
+        if self.caught is None:
+            self.caught, self._since = signum, time.monotonic()
+        elif insists(signum, self._since):
+            self._at_once = True
 
     def _pass_on(self) -> None:
         """Tell the cells what this process was told."""
-        if self._told == self._signals:
+        at_once = self._at_once
+        if self.caught is None or self._told is at_once:
             return
-        self._told = self._signals
-        at_once = self._signals > 1
+        self._told = at_once
         self._screen.say("Ending the cells at once." if at_once else "Stopping: every cell saves, which takes seconds.")
         for running in self._running:
             if at_once:

@@ -145,6 +145,11 @@ class Cell:
             derived["escape_step"] = summary["escape_step"] if escaped else summary["env_steps"]  # at least that long
         return derived
 
+    @property
+    def env(self) -> tuple[Any, ...]:
+        """What makes its returns comparable to another's."""
+        return tuple(self.config.get(key) for key in ("env_name", "action_repeat", "time_limit"))
+
     def random_returns(self) -> list[float]:
         """Returns of the training episodes that a random policy played, before learning began."""
         prefill = self.config.get("prefill", 0)
@@ -180,9 +185,10 @@ class Grid:
         values = list(self.values(method, arm, measure).values())
         return (proportion(values) if measure is ESCAPED else estimate(values)) if values else None
 
-    def chance(self, arm: str) -> float | None:
-        """TV share of a random policy in the arm; None without a TV."""
-        return next((c.chance for c in self.finished if c.arm == arm and c.chance is not None), None)
+    def chance(self, arm: str, method: str | None = None) -> float | None:
+        """TV share of a random policy in the arm; None without a TV. A method may have a TV or an env of its own."""
+        cells = (c for c in self.finished if c.arm == arm and method in (None, c.method))
+        return next((c.chance for c in cells if c.chance is not None), None)
 
     def measures(self) -> list[Measure]:
         """Those that some finished cell has."""
@@ -222,7 +228,7 @@ class AgainstSham:
 
 def verdict(grid: Grid, method: str, arm: str) -> Verdict | None:
     """Whether the TV captured the method; None where nothing was measured."""
-    measure, chance = grid.share_measure(arm), grid.chance(arm)
+    measure, chance = grid.share_measure(arm), grid.chance(arm, method)
     share = grid.estimate(method, arm, measure)
     if share is None or chance is None:
         return None
@@ -245,7 +251,8 @@ def against_sham(grid: Grid, method: str, arm: str) -> AgainstSham | None:
         return None
     with_tv, without = [noisy[s] for s in seeds], [quiet[s] for s in seeds]
     difference = estimate(np.subtract(with_tv, without))
-    random = [r for cell in grid.finished if cell.arm == sham for r in cell.random_returns()]
+    own_env = grid.of(method, sham)[0].env  # random play is that of all methods, but for those with another env
+    random = [r for c in grid.finished if c.arm == sham and c.env == own_env for r in c.random_returns()]
     if not random:
         return AgainstSham(sham, seeds, difference, None, "no episode of random play ended before learning began")
     kept = share_kept(with_tv, without, float(np.mean(random)))

@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dreamer_lpm.report.terminal import Terminal
+
 RETURNS = 5  # episodes in the mean that is shown
 SPEED_WINDOW = 20.0  # seconds of the past that steps/s and the time left look at
 
@@ -35,7 +37,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total, self._step, self._title = total_steps, start_step, title
-        self._console = console or Console()
+        self._console = console or Terminal()
         self._clock = clock
         self._returns: deque[float] = deque(maxlen=RETURNS)
         self._tv_share: float | None = None

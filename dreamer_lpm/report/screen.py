@@ -15,6 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dreamer_lpm.report.terminal import Terminal
+
 SPEED_WINDOW = 600.0  # seconds of the past that the time left looks at: evaluations and prefill even out
 LINE_EVERY = 30.0  # seconds between plain lines, at least
 
@@ -39,7 +41,7 @@ class Screen:
     ):
         self._cells, self._finished, self._steps, self._done = cells, finished, steps, done
         self._unit = unit
-        self._console = console or Console()
+        self._console = console or Terminal()
         self._clock = clock
         self._running: dict[str, tuple[int, int]] = {}
         self._made = 0  # steps made since this screen is up; those that a resumed cell brings were made before

@@ -53,11 +53,15 @@ def write_atomically(path: Path, text: str) -> None:
     Raises UserError if ``path`` is a folder.
     """
     partial = partial_of(path)
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def sealed(data: Mapping[str, Any]) -> dict[str, Any]:

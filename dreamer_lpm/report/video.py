@@ -285,4 +285,12 @@ def _command(path: Path, width: int, height: int, fps: int) -> list[str]:
     raw = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i -"
     # yuv420p is the one pixel format that all browsers play; crf 18 keeps the noise of a TV frame crisp.
     coded = "-an -c:v libx264 -preset medium -crf 18 -threads 1 -pix_fmt yuv420p -movflags +faststart -f mp4"
-    return [ffmpeg, "-y", "-loglevel", "error", *raw.split(), *coded.split(), str(path)]
+    return [
+        ffmpeg,
+        "-y",
+        "-loglevel",
+        "error",
+        *raw.split(),
+        *coded.split(),
+        f"file:{path}",
+    ]  # a colon in it is no protocol's

@@ -19,8 +19,10 @@ import pytest
 from dreamer_lpm import cli
 from dreamer_lpm.compare import cost
 from dreamer_lpm.compare.cost import Cost
-from dreamer_lpm.compare.folder import cell_job
+from dreamer_lpm.compare.folder import _python, cell_job
 from dreamer_lpm.compare.plan import Key
+from dreamer_lpm.report.grid import read_grid
+from dreamer_lpm.report.html import grid_page
 from dreamer_lpm.state import State
 from tests.report.fake_grid import write_run
 from tests.tiny_run import TINY, TOML
@@ -142,7 +144,14 @@ def test_a_cell_starts_from_its_settings_goes_on_from_its_folder(folder: Path) -
     job = cell_job(folder / "g", Key("lpm", "off", 0), TINY)
     start = job.command()
     assert start[-2:] == ["--config", str(folder / "g" / "settings" / "lpm-off-0.json")]
-    assert start[2:8] == ["dreamer_lpm", "train", "--runs", str(folder / "g" / "cells"), "--run-name", "lpm-off-0"]
+    assert start[len(_python()) - 1 :][:6] == [
+        "dreamer_lpm",
+        "train",
+        "--runs",
+        str(folder / "g" / "cells"),
+        "--run-name",
+        "lpm-off-0",
+    ]
     assert json.loads(Path(start[-1]).read_text())["steps"] == TINY.steps
     job.folder.mkdir(parents=True)
     (job.folder / "metrics.jsonl").write_text("half a li")  # killed before config.json was written
@@ -346,6 +355,25 @@ def test_a_dry_run_knows_what_finished_cells_took(
     assert re.search(r"lpm\W+4\W+400\W+10\.0\W+a short timing", text)
     assert "6 cells to run and 2 finished. About 21 minutes with 2 side by side, 4.0 GB of disk" in text
     assert "4.0 GB of memory" in text
+
+
+def test_runs_of_one_process_share_its_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish_all(folder / "g", "--methods none --arms sham --seeds 2", monkeypatch)
+    for path in folder.glob("g/cells/*/summary.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "runs_in_process": 8}))
+    grid = read_grid(folder / "g")
+    found = cost.from_finished(grid.finished)
+    assert found is not None
+    assert found.seconds == 60 / 8
+    assert "0 minutes of computing in all" in grid_page(grid, folder)
+
+
+def test_cells_find_modules_where_the_command_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``python -m`` looks where one stands first, and the command itself does not: a random.py there hides Python's."""
+    monkeypatch.setattr(sys, "path", ["/usr/bin", *sys.path])
+    assert _python()[1:] == ["-P", "-m", "dreamer_lpm"]
+    monkeypatch.setattr(sys, "path", [str(Path.cwd()), *sys.path])
+    assert _python()[1:] == ["-m", "dreamer_lpm"]
 
 
 def test_the_timing_grows_with_the_steps() -> None:

@@ -153,6 +153,11 @@ FILE_MISTAKES = {
     "same": ("methods = ['none']\narms = ['off']\nseeds = [1, 1]", "each only once"),
     "zero": ("methods = ['none']\narms = ['off']\nseeds = 0", "at least one"),
     "seed": ("methods = ['none']\narms = ['off']\n[common]\nseed = 3", "leave 'seed' out"),
+    "own seed": ("arms = ['off']\n[methods.mine]\ncuriosity = 'lpm'\nseed = 3", "leave 'seed' out"),
+    "two sources": (
+        "methods = ['none']\n[common]\ntv_images = 'static'\n[arms.mine]\ntv = {source = 'photos'}",
+        "The arm 'mine': tv_images (static) and tv.source (photos) say two things",
+    ),
     "name": ("arms = ['off']\n[methods.'<script>']\ncuriosity = 'lpm'", "Name the method with letters"),
     "path": ("methods = ['none']\n[arms.'../x']\nnoisy_tv = false", "Name the arm with letters"),
     "syntax": ("methods = [", "cannot be read as .toml"),

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dreamer_lpm.compare.pool import Job, Locked, Pool, Together, last_words, steps_done
+from dreamer_lpm import types
+from dreamer_lpm.compare.pool import Job, Locked, Pool, Together, _whom_to_end, last_words, steps_done
 from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.types import UserError
 
@@ -144,17 +145,60 @@ def test_a_stop_lets_every_cell_save_and_starts_no_more(yard: Yard, signum: sign
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_second_stop_ends_a_cell_that_will_not(yard: Yard) -> None:
+SLOWLY = """
+signal.signal(signal.SIGTERM, lambda *a: (time.sleep(1), (here / "saved").touch(), sys.exit(143)))
+(here / "ready").touch()
+time.sleep(60)
+"""
+
+
+def test_a_stop_that_comes_twice_is_one_stop(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a terminal that closes, or of a kill that names the cells too."""
+    monkeypatch.setattr(types, "INSISTS_AFTER", 0.0)
+
+    def stop() -> None:
+        wait_for((yard.folder / "a" / "ready").exists)
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+
+    threading.Thread(target=stop).start()
+    assert yard.run([yard.job("a", SLOWLY)]) == ([], signal.SIGTERM)
+    assert (yard.folder / "a" / "saved").exists()
+
+
+def test_each_cell_that_finishes_is_tidied(yard: Yard) -> None:
+    tidied = []
+    jobs = [yard.job("a", "finish()"), yard.job("b", "sys.exit(2)"), yard.job("c", "finish()")]
+    screen = Screen(cells=3, finished=0, steps=300, done=0, console=Console(file=yard.said))
+    with Locked(yard.folder) as lock, screen:
+        Pool(jobs=1, retries=0, threads=1, lock=lock, screen=screen, tidy=lambda job: tidied.append(job.name)).run(jobs)
+    assert tidied == ["a", "c"]
+
+
+def test_whom_to_end() -> None:
+    """The compare alone, which has its cells saved; of one that was killed, those that it left behind."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    me = str(os.getpid())
+    assert _whom_to_end(f"{me} {ended.pid}") == me
+    assert _whom_to_end(f"{ended.pid} {me}") == me
+
+
+def test_another_ctrl_c_ends_a_cell_that_will_not(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(types, "INSISTS_AFTER", 0.0)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in the background
     deaf = "signal.signal(signal.SIGTERM, lambda *a: (here / 'heard').touch()); (here / 'ready').touch()\n"
     deaf += "while True: time.sleep(1)"
 
     def stop() -> None:
         for sign in ("ready", "heard"):
             wait_for((yard.folder / "a" / sign).exists)
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=stop).start()
-    assert yard.run([yard.job("a", deaf)]) == ([], signal.SIGTERM)
+    assert yard.run([yard.job("a", deaf)]) == ([], signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
     assert "Ending the cells at once." in yard.said.getvalue()
 
 

@@ -16,7 +16,7 @@ case "$1 $2" in
   "compose version") exit "${COMPOSE_VERSION_CODE:-0}" ;;
   "compose build") exit "${BUILD_CODE:-0}" ;;
   "compose up") echo "as ${LPM_UID}:${LPM_GID}, profiles ${COMPOSE_PROFILES:-none}" >> "$CALLS"; exit "${UP_CODE:-0}" ;;
-  "compose exec") exit "${EXEC_CODE:-0}" ;;
+  "compose exec") [ -z "${SAY_RUNS:-}" ] || echo "runs are in $LPM_RUNS" >> "$CALLS"; exit "${EXEC_CODE:-0}" ;;
   "info --format") echo "${RUNTIMES:-{\\"runc\\":{\\}\\}}" ;;
   "info ") [ -z "$INFO_ERROR" ] || { echo "$INFO_ERROR" >&2; exit 1; } ;;
 esac
@@ -177,6 +177,11 @@ def test_folders_are_made_before_docker_would_make_them_as_root(start: Start, tm
     assert (tmp_path / "a checkout" / "videos").is_dir()
     assert (tmp_path / "a checkout" / "data").is_dir()
     assert not (tmp_path / "a checkout" / "runs").exists()
+
+
+def test_a_folder_by_its_name_is_no_volume_of_docker(start: Start, tmp_path: Path) -> None:
+    outcome = start(LPM_RUNS="out", SAY_RUNS="1")
+    assert f"runs are in {tmp_path / 'a checkout' / 'out'}" in outcome.calls
 
 
 def test_under_sudo_files_belong_to_the_person_behind_it(start: Start) -> None:

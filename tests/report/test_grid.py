@@ -132,6 +132,36 @@ def test_a_tv_that_chance_never_finds_is_a_tv(folder: Path) -> None:
     assert "tv_over_chance" not in {m.key for m in grid.measures()}
 
 
+def test_a_method_with_another_tv_is_measured_by_its_own_chance(folder: Path) -> None:
+    for cell in read_grid(folder).of("prediction_error", "remote"):
+        path = cell.folder / "summary.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "tv_chance": 0.95}))
+    grid = read_grid(folder)
+    words = {m: found.word for m in SHARES if (found := verdict(grid, m, "remote"))}
+    assert (words["prediction_error"], words["none"]) == ("free", "open")
+    assert (grid.chance("remote", "prediction_error"), grid.chance("remote", "lpm")) == (0.95, CHANCE)
+
+
+def test_a_method_with_another_env_keeps_of_its_own_gain(folder: Path) -> None:
+    """One whose episodes are a quarter as long has a quarter of the returns, and of those of random play."""
+    grid = read_grid(folder)
+    for path in [cell.folder for arm in ("sham", "remote") for cell in grid.of("lpm", arm)]:
+        about = json.loads((path / "config.json").read_text())
+        about["config"]["time_limit"] = 50
+        (path / "config.json").write_text(json.dumps(about))
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        rows = [{**row, **({"return": row["return"] / 4} if "return" in row else {})} for row in rows]
+        (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        summary = json.loads((path / "summary.json").read_text())
+        (path / "summary.json").write_text(json.dumps({**summary, "eval_return_mean": summary["eval_return_mean"] / 4}))
+    grid = read_grid(folder)
+    for method in ("lpm", "none"):
+        found = against_sham(grid, method, "remote")
+        assert found is not None
+        assert found.kept is not None
+        assert found.kept.value == pytest.approx(0.9)
+
+
 def test_csv_has_a_row_a_seed(folder: Path) -> None:
     write_results(read_grid(folder))
     rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))

@@ -316,7 +316,7 @@ def test_wandb_online_resumes_by_id_and_sends_only_what_is_missing(
 
 def test_wandb_missing_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r'pip install "dreamer-lpm\[wandb\]"'):
+    with pytest.raises(UserError, match=r'pip install -e "\.\[wandb\]"'):
         WandbSink(project="p", directory=tmp_path)
 
 

@@ -56,3 +56,4 @@ def test_atomic_write_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         write_atomically(path, "half \ud800")
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -11,6 +11,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from dreamer_lpm.report.html import _poster
 from dreamer_lpm.report.video import (
     BACKGROUND,
     BONUS,
@@ -170,6 +171,13 @@ def test_video_is_h264_yuv420p_with_its_index_in_front(tmp_path: Path) -> None:
     assert np.abs(frames[5][outside].astype(int) - drawn[outside]).mean() < 4
     content = path.read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")  # fast start: it plays while it loads
+
+
+def test_a_colon_in_a_path_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write_video(Path("grid:1") / "a.mp4", [np.zeros((32, 32, 3), np.uint8)] * 60)
+    assert path.stat().st_size > 0
+    assert _poster(path).startswith(' poster="data:image/jpeg;base64,')
 
 
 def test_a_failure_midway_keeps_the_old_video(tmp_path: Path) -> None:

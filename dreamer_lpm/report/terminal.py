@@ -1,0 +1,27 @@
+"""A console that may lose its reader."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+
+from rich.console import Console
+
+
+class Terminal(Console):
+    """Goes silent where nobody reads any more: ``| head``, a lost connection, a terminal that was closed.
+
+    Whoever writes to it goes on: a run is worth more than its progress bar.
+    """
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with suppress(OSError, ValueError):  # so that what is printed otherwise, and Python's end, do not fail either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError:  # a terminal that is gone, where a pipe would be broken
+            self.on_broken_pipe()

@@ -44,6 +44,7 @@ class Screen:
         self._console = console or Terminal()
         self._clock = clock
         self._running: dict[str, tuple[int, int]] = {}
+        self._gone: dict[str, tuple[int, int]] = {}  # ended unfinished, until they go on
         self._made = 0  # steps made since this screen is up; those that a resumed cell brings were made before
         self._marks: deque[tuple[float, int]] = deque()
         self._start = self._last_line = clock()
@@ -68,6 +69,7 @@ class Screen:
         for name, (step, _) in running.items():
             self._made += max(0, step - self._running[name][0]) if name in self._running else 0
         self._running = dict(running)
+        self._gone = {name: at for name, at in self._gone.items() if name not in running}
         now = self._clock()
         self._marks.append((now, self._made))
         while len(self._marks) > 2 and now - self._marks[1][0] > SPEED_WINDOW:
@@ -78,27 +80,30 @@ class Screen:
     def done(self, name: str, steps: int) -> None:
         """A cell of ``steps`` env steps is finished."""
         self._made += max(0, steps - self._running.pop(name, (steps, steps))[0])
+        self._gone.pop(name, None)
         self._finished += 1
         self._done += steps
         self.say(f"{name} is finished ({self._finished} of {self._cells}).")
 
     def gone(self, name: str) -> None:
         """A cell has ended, unfinished."""
-        self._running.pop(name, None)
+        if at := self._running.pop(name, None):
+            self._gone[name] = at
 
     def say(self, text: str) -> None:
         """Print one message, above the bars if there are any."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _total(self) -> int:
-        return self._done + sum(step for step, _ in self._running.values())
+        return self._done + sum(step for step, _ in (*self._running.values(), *self._gone.values()))
 
     def left(self) -> float | None:
-        """Seconds until all cells are finished, at the speed of late; None before it is known."""
+        """Seconds until all cells that still go on are finished, at the speed of late; None before it is known."""
         if len(self._marks) < 2:
             return None
         (then, before), (now, after) = self._marks[0], self._marks[-1]
-        return (self._steps - self._total()) * (now - then) / (after - before) if after > before else None
+        to_do = self._steps - self._total() - sum(of - step for step, of in self._gone.values())
+        return to_do * (now - then) / (after - before) if after > before else None
 
     def _figures(self) -> str:
         left = self.left()

@@ -263,6 +263,21 @@ def test_time_left_counts_only_what_was_made_now() -> None:
     assert "2 of 3 cells | 2,000 of 3,000 steps (67%) | 0:01:20 left | c 0%" in said.getvalue()
 
 
+def test_what_is_left_behind_is_counted_and_not_waited_for() -> None:
+    clock, said = Clock(), io.StringIO()
+    screen = Screen(cells=2, finished=0, steps=2000, done=0, console=Console(file=said, width=200), clock=clock)
+    screen.update({"a": (100, 1000), "b": (0, 1000)})
+    clock.now = 10.0
+    screen.update({"a": (200, 1000), "b": (100, 1000)})
+    screen.gone("a")
+    assert screen.left() == pytest.approx(900 / 20)
+    clock.now = 40.0
+    screen.update({"b": (100, 1000)})
+    assert "0 of 2 cells | 300 of 2,000 steps (15%)" in said.getvalue()
+    screen.update({"a": (200, 1000), "b": (100, 1000)})  # tried again
+    assert screen._total() == 300
+
+
 def test_a_terminal_gets_bars() -> None:
     said = io.StringIO()
     console = Console(file=said, force_terminal=True, width=100)

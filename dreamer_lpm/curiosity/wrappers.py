@@ -54,13 +54,15 @@ class Normalized(IntrinsicReward):
         return self.inner.reward(t) / (self.moment - self.mean.square()).clamp(min=1e-8).sqrt()
 
     def loss(self, t: Transition) -> Losses:
+        losses = self.inner.loss(t)  # first: what it pays before it has seen anything says nothing of its scale
         with torch.no_grad():
             bonus = self.inner.reward(t)
-            self.count += 1
-            rate = self.rate / (1 - (1 - self.rate) ** self.count)
+            some = t.mask.any().to(bonus.dtype)  # a batch without a transition says nothing either
+            self.count += some
+            rate = some * self.rate / (1 - (1 - self.rate) ** self.count.clamp(min=1))
             approach(self.mean, masked_mean(bonus, t.mask), rate)
             approach(self.moment, masked_mean(bonus.square(), t.mask), rate)
-        return self.inner.loss(t)
+        return losses
 
 
 class Sum(IntrinsicReward):

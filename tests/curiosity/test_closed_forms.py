@@ -308,3 +308,30 @@ def test_normalized_keeps_the_mean() -> None:
     t = Transition(feat, feat, feat, torch.ones(1, 2, dtype=torch.bool))
     bonus.loss(t)
     torch.testing.assert_close(bonus.reward(t), torch.tensor([[0.0, 2.0]]))
+
+
+class PaysAfterItsStart(PaysFeature):
+    """r = 1000 times the feature before its first loss, which says what it is to be measured by; then the feature."""
+
+    started = False
+
+    def reward(self, t: Transition) -> Tensor:
+        return super().reward(t) * (1 if self.started else 1000)
+
+    def loss(self, t: Transition) -> Losses:
+        self.started = True
+        return {}
+
+
+def test_what_is_paid_before_the_first_loss_is_no_part_of_the_scale() -> None:
+    check_one_scale(Normalized(PaysAfterItsStart()))
+
+
+def test_a_batch_without_a_transition_moves_no_scale() -> None:
+    bonus = Normalized(PaysFeature())
+    feat = torch.tensor([[[0.0], [3.0]]])
+    some = Transition(feat, feat, feat, torch.ones(1, 2, dtype=torch.bool))
+    none = replace(some, mask=torch.zeros(1, 2, dtype=torch.bool))
+    for t in (none, some, none, none):
+        bonus.loss(t)
+    torch.testing.assert_close(bonus.reward(some), torch.tensor([[0.0, 2.0]]))

@@ -49,8 +49,8 @@ class AgentConfig:
     """Weight of the task's reward in dreams; 0 leaves curiosity alone (reward-free)."""
     sight: float = 0.5
     """Price, in the task's reward, of going blind: of states whose frame the world model would decline to look at. A
-    dream that is blind from end to end pays this share of the returns' range; where nothing is declined it changes
-    nothing."""
+    dream that is blind from end to end pays this share of the returns' range, and blindness that goes on after it pays
+    on; where nothing is declined it changes nothing."""
     world_lr: float = 3e-4
     actor_lr: float = 1e-4
     critic_lr: float = 1e-4
@@ -413,7 +413,7 @@ class Agent(nn.Module):
         chances = zip(pick.chunk(parts), noise.dream.chunk(parts, 1), noise.policy.chunk(parts, 1), strict=True)
         dreams = all_at_once([partial(self._dream_of, latents, *chance) for chance in chances], lanes)
         dream = Scored(*(torch.cat(x, 1) for x in zip(*dreams, strict=True))) if parts > 1 else dreams[0]
-        price = self.cfg.sight * self.behavior.range.scale / len(dream.sampled)
+        price = self._price(self.extrinsic * dream.extrinsic + self.eta * dream.bonus)
         reward = self.extrinsic * (dream.extrinsic - price * dream.blind) + self.eta * dream.bonus
         alive = ~batch.is_terminal.flatten()[pick]
         losses = self.behavior.loss(
@@ -426,6 +426,15 @@ class Agent(nn.Module):
             "dream/return_range": self.behavior.range.scale,
         }
         return {k: v.mean() for k, v in losses.items()}, metrics, dream.feat[1:]
+
+    def _price(self, reward: Tensor) -> Tensor:
+        """Of a blind step, in the task's reward: cfg.sight times the range of the returns, spread over the dream.
+
+        reward (H, S) is the dream's without it. The range counts for at most what such rewards could ever add up to: it
+        contains the price, and where blindness outlasts the dream the two would feed on each other without end.
+        """
+        most = reward.abs().amax() / max(1 - self.cfg.behavior.gamma, 1e-6)
+        return self.cfg.sight * torch.minimum(self.behavior.range.scale, most.clamp(min=1)) / len(reward)
 
     @torch.no_grad()
     def _dream_of(self, latents: Latent, pick: Tensor, code: Tensor, policy: Tensor) -> Scored:

@@ -35,7 +35,7 @@ from dreamer_lpm import checkpoint
 from dreamer_lpm.agent import Policy
 from dreamer_lpm.capture import own_stream
 from dreamer_lpm.config import RunConfig, settled
-from dreamer_lpm.envs import make_env, tv_chance
+from dreamer_lpm.envs import make_env, repeat_of, tv_chance
 from dreamer_lpm.evaluate import AGENT_FILE, Scores, evaluate, record, save_agent
 from dreamer_lpm.guard import FIRST_ALARM, alarms, save_batch
 from dreamer_lpm.lock import RunLock
@@ -169,12 +169,17 @@ def _vain(cfg: RunConfig) -> Iterator[str]:
     """What was asked for and will have no effect."""
     if not cfg.noisy_tv and (cfg.tv != TVSpec() or cfg.tv_images != "auto"):
         yield "There is no TV, whatever tv.* and --tv-images say: add --noisy-tv."
-    first = max(cfg.prefill, cfg.seq_length * cfg.num_envs)
+    first = _first_update(cfg)
     if cfg.steps <= first:
         yield (
             f"Nothing will be learned: {cfg.steps:,} steps end within the first {first:,}, which only fill the memory "
             "(--prefill, --seq-length, --num-envs)."
         )
+
+
+def _first_update(cfg: RunConfig) -> int:
+    """Env steps after which learning begins: with many envs a whole sequence of each can take more than the prefill."""
+    return max(cfg.prefill, cfg.seq_length * cfg.num_envs * repeat_of(cfg.env()))
 
 
 class _FellIll(Exception):  # noqa: N818  no error: the session ends, and the next goes back
@@ -388,6 +393,7 @@ class _Run:
         self.alarmed = set[str]()  # each alarm is told once
         self.recent = deque[bool](maxlen=500)  # of TV on/off, for the screen alone
         self.tv_chance = tv_chance(cfg.env())
+        self.first_update = _first_update(cfg)
 
     def loop(self) -> Iterator[Wants]:
         """Act, remember, learn, report; until the steps are done or somebody asks to stop."""
@@ -418,7 +424,7 @@ class _Run:
 
     def _update_is_due(self) -> bool:
         """Whether learning lags behind ``update_every``, and a whole sequence is there to learn from."""
-        due = (self.state.step - self.cfg.prefill) / self.cfg.update_every
+        due = (self.state.step - self.first_update) / self.cfg.update_every
         return self.state.tally.updates < due and len(self.state.replay) > self.cfg.seq_length
 
     def _count(self, row: dict[str, np.ndarray]) -> None:

@@ -368,6 +368,20 @@ def test_a_dream_pays_for_going_blind(monkeypatch: pytest.MonkeyPatch, extrinsic
     torch.testing.assert_close(x.reward, extrinsic * (x.extrinsic - price * blind))
 
 
+def test_the_price_of_going_blind_does_not_feed_on_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The returns contain it: it is measured by no more than the dream's own rewards could add up to."""
+
+    def blown_up(agent: Agent) -> None:
+        gate = agent.world.rssm.gate
+        assert gate is not None
+        monkeypatch.setattr(gate, "look", lambda deter, _: torch.zeros_like(deter[..., 0]))
+        agent.behavior.range.high.fill_(1e9)
+
+    x = Spied(monkeypatch, 0.0, prepare=blown_up)
+    most = x.extrinsic.abs().max() / (1 - x.agent.cfg.behavior.gamma)
+    torch.testing.assert_close(x.reward, x.extrinsic - x.agent.cfg.sight * most / len(x.reward))
+
+
 def test_where_nothing_is_declined_sight_has_no_price(monkeypatch: pytest.MonkeyPatch) -> None:
     x = Spied(monkeypatch, 0.0)
     assert torch.equal(x.reward, x.extrinsic)

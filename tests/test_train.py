@@ -656,6 +656,23 @@ def test_updates_wait_for_the_prefill_and_keep_pace(tmp_path: Path, monkeypatch:
     assert all(abs((step - 40) / 2.5 - number) <= 1 for number, step in enumerate(at, start=1))
 
 
+def test_many_envs_do_not_learn_their_first_rows_over_and_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole sequence of 8 envs takes longer than the prefill; what was due meanwhile is not made up for at once."""
+    at: list[int] = []
+    learn = State.learn
+
+    def learning(self: State) -> None:
+        at.append(self.step)
+        learn(self)
+
+    monkeypatch.setattr(State, "learn", learning)
+    train(replace(WITH_TV, num_envs=8, action_repeat=2, prefill=8, steps=200), tmp_path)
+    first = 6 * 8 * 2
+    assert first < at[0] <= first + 8 * 2
+    assert max(at.count(step) for step in at) <= 8 * 2 / 4 + 1
+    assert len(at) == (192 - first) // 4  # those due before the last step
+
+
 # --- settings of a run ------------------------------------------------------------------------------------------------
 
 

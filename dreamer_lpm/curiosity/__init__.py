@@ -57,7 +57,7 @@ class CuriosityConfig:
 _FADING = 1e-4
 Builder = Callable[[CuriosityConfig, Dims], IntrinsicReward]
 
-# Bonuses whose scale has no meaning are normalised, those that fade away by a scale that does not forget; those in nats
+# Bonuses whose scale has no meaning are normalised, those that fade away by a scale that forgets slowly; those in nats
 # of log error are paid as they are.
 REGISTRY: dict[str, Builder] = {
     "none": lambda cfg, dims: NoBonus(),

@@ -9,7 +9,7 @@ decided. It asks nothing of the next frame, so it runs natively in dreams.
 Promise before a TV: with data enough, noise pays nothing. Known weakness: "enough" is long for noise, as f_k must
 average it out while the world model bends the latents under it, and a learning rate that never falls leaves a rest,
 larger where there is more noise: on the test stream a twentieth of what a new place was paid. Divided by a deviation
-that forgets, that rest would be paid in full again; so the scale remembers the run.
+that forgets, that rest would be paid in full again; so the scale forgets slowly.
 """
 
 from __future__ import annotations

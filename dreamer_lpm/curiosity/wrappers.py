@@ -34,7 +34,7 @@ class Normalized(IntrinsicReward):
 
     Over all of them, batch and time alike. The mean stays: dividing must not turn "pays nothing" into "pays less than
     average". ``rate`` is the weight of a new batch: at 0.01 the last hundred updates set the scale. A bonus that is to
-    fade away wants 1e-4, the whole of a short run, or what is left of it would be blown up to a deviation of 1.
+    fade away wants 1e-4, 10,000 updates, or what is left of it would be blown up to a deviation of 1 at once.
     """
 
     reads_pictures = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dreamer_lpm.envs.checks import check_env
 from dreamer_lpm.envs.coverage import GRIDS, Axis, Grid, grid_of
-from dreamer_lpm.envs.factory import SUITES, EnvConfig, Suite, make_env, tv_chance
+from dreamer_lpm.envs.factory import SUITES, EnvConfig, Suite, make_env, repeat_of, tv_chance
 from dreamer_lpm.envs.vector import Envs, Row, episode_seed
 from dreamer_lpm.envs.wrappers import action_spec
 
@@ -22,5 +22,6 @@ __all__ = [
     "episode_seed",
     "grid_of",
     "make_env",
+    "repeat_of",
     "tv_chance",
 ]

@@ -87,13 +87,18 @@ def make_env(cfg: EnvConfig, *, images: ImageSource | None = None) -> gym.Env[An
     suite = _suite(cfg.id)
     env = suite.make(cfg.id, cfg.time_limit)
     action_spec(env)  # complain about the env's own action space, before a wrapper changes it
-    env = ActionRepeat(env, cfg.action_repeat or suite.default_action_repeat(cfg.id))
+    env = ActionRepeat(env, repeat_of(cfg))
     env = FastPicture(env, cfg.size) if cfg.fast_render else Picture(env, cfg.size)
     if cfg.tv is not None:
         env = add_tv(env, cfg.tv, images)
     if isinstance(env.action_space, gym.spaces.Box):
         return UnitActions(env)
     return OneChoice(env) if isinstance(env.action_space, gym.spaces.MultiDiscrete) else ZeroBased(env)
+
+
+def repeat_of(cfg: EnvConfig) -> int:
+    """Env steps per action: as asked, or the suite's default."""
+    return cfg.action_repeat or _suite(cfg.id).default_action_repeat(cfg.id)
 
 
 @functools.cache  # several seconds, and the same for every seed
@@ -111,7 +116,7 @@ def tv_chance(cfg: EnvConfig) -> float | None:
         chance = cfg.tv.chance_level(env.action_space)
         if chance == 0 or (cfg.tv.persistence == "new" and not math.isnan(chance)):
             return chance
-        env = ActionRepeat(env, cfg.action_repeat or suite.default_action_repeat(cfg.id))
+        env = ActionRepeat(env, repeat_of(cfg))
         blank = np.zeros((cfg.size, cfg.size, 3), np.uint8)  # nobody looks, and drawing would take most of the time
         unseen = gym.wrappers.TransformObservation(env, lambda _: blank, gym.spaces.Box(0, 255, blank.shape, np.uint8))
         tv = add_tv(unseen, dataclasses.replace(cfg.tv, source="static", pool=None))

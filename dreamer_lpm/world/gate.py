@@ -10,7 +10,8 @@ wrong its prediction is expected to stay, and declines to look where that is ano
     loss_t  = w_t recon(o_t, z_t) + KL terms of q'
 
 ``threshold`` lies between the two groups into which the expected errors of a batch fall (Otsu 1979), if they fall into
-two at all: where frames are more or less alike in difficulty, as in an env without noise, nothing is declined.
+two at all: where frames are more or less alike in difficulty, as in an env without noise, nothing is declined. Once it
+has been found, it stays where no two groups are found any more.
 
 Nothing tells it where the TV is: ``tv_on`` is never read in training. Frames that open an episode are always looked at,
 because what comes after a reset is news by definition. The limit of the method: frames that are far harder to predict

@@ -95,7 +95,8 @@ class Locked:
 def _whom_to_end(who: str) -> str:
     """Of "compare cell cell": the compare, which ends its cells, or those that it left behind."""
     alive = [pid for pid in who.split() if _alive(int(pid))]
-    return alive[0] if alive[:1] == who.split()[:1] else " ".join(alive or [who])
+    compare_lives = bool(alive) and who.startswith(alive[0])
+    return alive[0] if compare_lives else " ".join(alive) or who
 
 
 def _alive(pid: int) -> bool:

@@ -183,6 +183,7 @@ def test_whom_to_end() -> None:
     me = str(os.getpid())
     assert _whom_to_end(f"{me} {ended.pid}") == me
     assert _whom_to_end(f"{ended.pid} {me}") == me
+    assert _whom_to_end("") == "", "it is just being written"
 
 
 def test_another_ctrl_c_ends_a_cell_that_will_not(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:

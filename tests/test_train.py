@@ -641,7 +641,8 @@ def test_the_probe_changes_no_bit_of_what_is_learned(
         assert differences(got["tensors"][name], want["tensors"][name]) == [], name
 
 
-def test_updates_wait_for_the_prefill_and_keep_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def steps_of_updates(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Filled, as a run goes, with the env step of each update."""
     at: list[int] = []
     learn = State.learn
 
@@ -650,6 +651,11 @@ def test_updates_wait_for_the_prefill_and_keep_pace(tmp_path: Path, monkeypatch:
         learn(self)
 
     monkeypatch.setattr(State, "learn", learning)
+    return at
+
+
+def test_updates_wait_for_the_prefill_and_keep_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = steps_of_updates(monkeypatch)
     train(replace(TINY, steps=80, update_every=2.5), tmp_path)
     assert at[0] > 40
     assert len(at) == 16
@@ -658,14 +664,7 @@ def test_updates_wait_for_the_prefill_and_keep_pace(tmp_path: Path, monkeypatch:
 
 def test_many_envs_do_not_learn_their_first_rows_over_and_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole sequence of 8 envs takes longer than the prefill; what was due meanwhile is not made up for at once."""
-    at: list[int] = []
-    learn = State.learn
-
-    def learning(self: State) -> None:
-        at.append(self.step)
-        learn(self)
-
-    monkeypatch.setattr(State, "learn", learning)
+    at = steps_of_updates(monkeypatch)
     train(replace(WITH_TV, num_envs=8, action_repeat=2, prefill=8, steps=200), tmp_path)
     first = 6 * 8 * 2
     assert first < at[0] <= first + 8 * 2

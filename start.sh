@@ -76,9 +76,9 @@ prepare_folders() {
   local folders=("${LPM_RUNS:-runs}" "${LPM_VIDEOS:-videos}" "${LPM_DATA:-data}")
   mkdir -p "${folders[@]}"
   # Whole paths: compose takes a name without a slash for a volume of its own.
-  LPM_RUNS=$(cd "${folders[0]}" && pwd)
-  LPM_VIDEOS=$(cd "${folders[1]}" && pwd)
-  LPM_DATA=$(cd "${folders[2]}" && pwd)
+  LPM_RUNS=$(cd "${folders[0]}" > /dev/null && pwd)
+  LPM_VIDEOS=$(cd "${folders[1]}" > /dev/null && pwd)
+  LPM_DATA=$(cd "${folders[2]}" > /dev/null && pwd)
   export LPM_RUNS LPM_VIDEOS LPM_DATA
   if [[ -n "${SUDO_UID:-}" ]]; then
     chown "$LPM_UID:$LPM_GID" "${folders[@]}"

@@ -21,7 +21,7 @@ from dreamer_lpm.config import RunConfig, settled
 from dreamer_lpm.envs import make_env
 from dreamer_lpm.evaluate import evaluate, export_agent, load, record
 from dreamer_lpm.machine import let_streams_run_side_by_side
-from dreamer_lpm.noisy_tv import NoisyTVError, load_images
+from dreamer_lpm.noisy_tv import NoisyTVError
 from dreamer_lpm.noisy_tv.images import pooled
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.screen import Screen
@@ -85,12 +85,11 @@ def _train(args: list[str], guide: bool, team: Team | None) -> int:
         print(f"Stopped and saved ({signal.Signals(stop.signum).name}). Go on with: {go_on}")
         return 128 + stop.signum
     try:
-        left, cannot = (_leave_where_started(report) if guide else report), None
+        left = _leave_where_started(report) if guide else report
     except OSError as error:
-        left, cannot = report, error
+        _say(report, report, run_dir)
+        raise UserError(f"Agent and video cannot be copied to this folder ({error}); they are in {run_dir}.") from error
     _say(report, left, run_dir)
-    if cannot:
-        raise UserError(f"Agent and video could not be copied into this folder ({cannot}); they are in {run_dir}.")
     return 0
 
 
@@ -113,7 +112,7 @@ def _seeded(known: argparse.Namespace, rest: list[str], program: str, run_dir: P
     if len(begun) == len(runs):
         return list(jobs.values())
     cfg = settled(next(iter(jobs.values())).cfg)
-    pictures = pictures_of(cfg)
+    pictures = pictures_of(cfg.env().tv, cfg.data_dir)
     return [
         jobs[seed] if seed in begun else Job(dataclasses.replace(cfg, seed=seed), path, pictures=pictures)
         for seed, path in runs.items()
@@ -314,8 +313,8 @@ def eval_command(args: list[str]) -> int:
             f"{options.agent} wants to run the Python module '{module}' for its env; if you know it, add --trust."
         )
     env = cfg.env(tv_on=options.tv == "as-trained")
-    tv = env.tv if env.tv and env.tv.control is None else None
-    images = pooled(load_images(tv.source, cfg.data_dir)[0], tv.pool) if tv else None
+    found = pictures_of(env.tv, cfg.data_dir)
+    images = pooled(found[0], env.tv.pool) if found and env.tv else None
 
     def make() -> Any:
         return make_env(env, images=images)

@@ -50,8 +50,7 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         (self._folder / LOCK_FILE).unlink(missing_ok=True)  # somebody may have removed the folder
-        self._made = [made for made in self._made if made.is_dir()]
-        for made in self._made:
+        for made in filter(Path.is_dir, self._made):
             if any(made.iterdir()):
                 break
             made.rmdir()  # nothing came of it

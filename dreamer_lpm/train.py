@@ -134,7 +134,7 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
             set_tf32(cfg.precision != "fp32")
         keep_freed_memory()
         spec = cfg.env().tv
-        images, shown = job.pictures or pictures_of(cfg) or (None, None)
+        images, shown = job.pictures or pictures_of(spec, cfg.data_dir) or (None, None)
         if images and spec:
             images = pooled(images, spec.pool)  # once for all envs, those of evaluations too
         if shown:
@@ -156,13 +156,12 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
             gc.collect()  # the replay of the session that ended, before there is another
 
 
-def pictures_of(cfg: RunConfig) -> tuple[ImageSource, TVImages] | None:
-    """What the run's TV shows; None where nothing will ever be shown: no TV, or a control.
+def pictures_of(tv: TVSpec | None, data_dir: Path | None) -> tuple[ImageSource, TVImages] | None:
+    """What a run's TV shows; None where nothing will ever be shown: no TV, or a control.
 
     Raises NoisyTVError when what was asked for by name cannot be had.
     """
-    tv = cfg.env().tv
-    return load_images(tv.source, cfg.data_dir) if tv and tv.control is None else None
+    return load_images(tv.source, data_dir) if tv and tv.control is None else None
 
 
 def _vain(cfg: RunConfig) -> Iterator[str]:

@@ -252,3 +252,12 @@ with open(flags["--log"], "w") as file:
 def test_mistakes_name_the_fix(args: list[str], fix: str) -> None:
     with pytest.raises(UserError, match=fix):
         bench.main(args)
+
+
+@pytest.mark.parametrize("flag", ["--json", "--csv"])
+def test_a_folder_is_no_file_for_the_result_and_nothing_is_measured(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "_alone", None)
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        bench.main([flag, str(tmp_path)])

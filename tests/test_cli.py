@@ -230,6 +230,20 @@ def test_the_guides_command(trained: Trained, monkeypatch: pytest.MonkeyPatch) -
     assert trained.cfg == replace(PRESETS["tiny"], steps=10000, noisy_tv=True)
 
 
+def test_a_folder_that_takes_no_copies_is_told_after_the_result(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_only(report: Report) -> Report:
+        raise OSError(30, "Read-only file system", "agent_lpm.pth")
+
+    monkeypatch.setattr(commands, "_leave_where_started", read_only)
+    assert cli.train_lpm(["--steps", "10000", "--run-name", "mine"]) == 2
+    said = capsys.readouterr()
+    assert "return     1.0" in said.out
+    assert "Read-only file system" in said.err
+    assert "they are in runs/mine" in said.err
+
+
 def test_all_that_the_guide_names_can_be_said(trained: Trained) -> None:
     words = (
         "--env-name CartPole-v1 --noisy-tv --tv-images photos --curiosity lpm_guide --lpm-eta 0.5 --seed 3 "
@@ -577,7 +591,7 @@ def test_eval_without_the_tv_needs_no_pictures(
     def none(*args: Any) -> Any:
         raise AssertionError("no pictures are shown")
 
-    monkeypatch.setattr(commands, "load_images", none)
+    monkeypatch.setattr(train_module, "load_images", none)
     assert cli.main(["eval", "agent_lpm.pth", "--episodes", "1", "--tv", "off"]) == 0
     assert re.search(r"mean.*\b0%", capsys.readouterr().out)
 

@@ -73,7 +73,7 @@ def main(args: list[str]) -> int:
             pool = Pool(
                 jobs=jobs, retries=options.retries, threads=machine.threads, lock=lock, screen=screen,
                 together=(partial(together, out), options.together) if options.together > 1 else None,
-                **({"tidy": slim} if options.slim else {}),
+                tidy=slim if options.slim else None,
             )  # fmt: skip
             failed = pool.run(cells)
         if options.slim:

@@ -43,14 +43,13 @@ class Cost:
 
 def from_finished(cells: list[Cell]) -> Cost | None:
     """What like cells took; None without a finished one."""
-    known = [c.summary for c in cells if c.summary is not None]
+    known = [c for c in cells if c.summary is not None]
     if not known:
         return None
-    disk = max(sum(p.stat().st_size for p in c.folder.rglob("*") if p.is_file()) for c in cells if c.summary)
     return Cost(
-        median(float(s["wall_seconds"]) / s.get("runs_in_process", 1) for s in known),
-        disk,
-        max(float(s.get("peak_memory_bytes", BASE_MEMORY)) for s in known),
+        median(c.seconds for c in known),
+        max(sum(p.stat().st_size for p in c.folder.rglob("*") if p.is_file()) for c in known),
+        max(float((c.summary or {}).get("peak_memory_bytes", BASE_MEMORY)) for c in known),
         measured=True,
     )
 

@@ -14,7 +14,7 @@ from dreamer_lpm.compare.plan import Key, Machine, Plan
 from dreamer_lpm.compare.pool import LOCK_FILE, Job
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.report.grid import FORMAT, GRID_FILE, is_grid, read_grid
-from dreamer_lpm.report.strict_json import dumps, partial_of, plain, write_atomically
+from dreamer_lpm.report.strict_json import dumps, plain, write_atomically
 from dreamer_lpm.report.summary import SUMMARY_FILE, git_revision, versions
 from dreamer_lpm.settings import from_plain, to_plain
 from dreamer_lpm.train import CONFIG_FILE
@@ -31,8 +31,7 @@ def known_machine(out: Path, plan: Plan) -> Machine | None:
     Raises UserError naming the setting, if the grid there was made with others, or the folder holds something else.
     """
     if not is_grid(out):
-        ours = (LOCK_FILE, partial_of(out / GRID_FILE).name)  # of a start that came no further
-        if out.exists() and (not out.is_dir() or any(p.name not in ours for p in out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(p.name != LOCK_FILE for p in out.iterdir())):
             raise UserError(f"{out} exists and holds no grid; choose another --out.")
         return None
     about = read_grid(out).about

@@ -127,7 +127,7 @@ class Pool:
         lock: Locked,
         screen: Screen,
         together: Together | None = None,
-        tidy: Callable[[Job], None] = lambda job: None,
+        tidy: Callable[[Job], None] | None = None,
     ):
         self._tidy = tidy
         self._together = together
@@ -181,7 +181,8 @@ class Pool:
     def _ended(self, job: Job, running: _Running, waiting: deque[Job]) -> None:
         if job.finished():
             self._screen.done(job.name, job.steps)
-            self._tidy(job)
+            if self._tidy:
+                self._tidy(job)
             return
         self._screen.gone(job.name)
         if self.caught is not None:

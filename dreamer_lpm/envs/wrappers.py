@@ -81,14 +81,13 @@ class ActionRepeat(gym.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         total, taken, ended = 0.0, 0, False
-        while taken < self.times and not ended:
-            with _api(self):
+        with _api(self):
+            while taken < self.times and not ended:
                 obs, reward, terminated, truncated, info = self.env.step(action)
                 total += float(reward)
-                info = {**info, "env_steps": taken + 1}
-            taken += 1
-            ended = bool(terminated or truncated)
-        return obs, total, bool(terminated), bool(truncated), info
+                taken += 1
+                ended = bool(terminated or truncated)
+            return obs, total, bool(terminated), bool(truncated), {**info, "env_steps": taken}
 
 
 @contextmanager

@@ -146,6 +146,12 @@ class Cell:
         return derived
 
     @property
+    def seconds(self) -> float:
+        """Wall time of the finished run, or its share where several had one process."""
+        summary = self.summary or {}
+        return float(summary.get("wall_seconds", 0)) / float(summary.get("runs_in_process", 1))
+
+    @property
     def env(self) -> tuple[Any, ...]:
         """What makes its returns comparable to another's."""
         return tuple(self.config.get(key) for key in ("env_name", "action_repeat", "time_limit"))

@@ -393,7 +393,7 @@ class _GridPage:
     def origin(self) -> str:
         """Commands, settings, versions."""
         about = self.grid.about
-        minutes = sum(_seconds(c.summary or {}) for c in self.grid.finished) / 60
+        minutes = sum(c.seconds for c in self.grid.finished) / 60
         arms = {name: arm.get("settings", {}) for name, arm in about.get("arms", {}).items()}
         every = {_revision(c.summary or {}) for c in self.grid.finished}
         mixed = (
@@ -590,11 +590,6 @@ def _heat(found: Mapping[str, Any] | None) -> str:
 
 def _json(title: str, data: Any) -> str:
     return f"<details><summary>{title}</summary><pre>{escape(dumps(data, indent=2))}</pre></details>"
-
-
-def _seconds(summary: Mapping[str, Any]) -> float:
-    """What a run took, or its share where several had one process."""
-    return float(summary.get("wall_seconds", 0)) / float(summary.get("runs_in_process", 1))
 
 
 def _revision(summary: Mapping[str, Any]) -> str:

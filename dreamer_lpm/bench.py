@@ -44,7 +44,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dreamer_lpm.agent import Agent
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.envs import make_env
-from dreamer_lpm.machine import Precision, keep_freed_memory, pick_device, pick_precision, pick_threads
+from dreamer_lpm.machine import Precision, cores, keep_freed_memory, pick_device, pick_precision, pick_threads
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.metrics import METRICS_FILE, read_metrics
 from dreamer_lpm.report.strict_json import dumps, partial_of, plain, write_atomically
@@ -667,9 +667,8 @@ def _machine() -> dict[str, Any]:
             x for x in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if x.startswith("model name")
         ]
         name = models[0].split(":", 1)[1].strip() if models else name
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    return {"cpu": name, "cores": cores, "load_average_1_min": os.getloadavg()[0], "when": when}
+    return {"cpu": name, "cores": cores(), "load_average_1_min": os.getloadavg()[0], "when": when}
 
 
 def _csv(result: Mapping[str, Any]) -> str:

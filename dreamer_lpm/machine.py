@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -20,6 +22,7 @@ from dreamer_lpm.types import UserError
 Precision = Literal["fp32", "tf32", "bf16"]
 X = TypeVar("X")
 Y = TypeVar("Y")
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # "quota period" in microseconds, or "max period"
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -75,7 +78,23 @@ def pick_threads(wanted: int) -> int:
 
     0: the cores there are, but 2 at most, because networks this small gain nothing from more.
     """
-    return wanted or min(2, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+    return wanted or min(2, cores())
+
+
+def cores() -> int:
+    """CPU cores that this process may keep busy: those it may run on, and no more than a container's quota pays for.
+
+    A quota (cgroup v2: ``docker run --cpus 4``, a cluster's CPU limit) hides no core: of the machine's 64 processes all
+    would start, and be stopped for most of each period.
+    """
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        quota, period = CPU_MAX.read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return allowed
+    return allowed if quota == "max" else min(allowed, math.ceil(int(quota) / int(period)))
 
 
 @contextmanager

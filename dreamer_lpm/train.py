@@ -248,6 +248,12 @@ class _Session:
         if not checkpoint.metrics_intact(self.run_dir, checkpoint.folder_of(self.run_dir, saved.step)):
             say.append(f"{METRICS_FILE} is not as it was written: the training goes on whole, its record is damaged.")
         state.restore(saved)
+        past = state.step - self.cfg.steps
+        if past >= self.cfg.num_envs * repeat_of(self.cfg.env()):  # the last steps of a finished run may pass its end
+            raise UserError(
+                f"{self.run_dir} has {state.step:,} steps behind it, and --steps {self.cfg.steps} asks for fewer: with "
+                f"--steps {state.step} it is finished as it is, with more it goes on."
+            )
         say.append(f"Resumed at {state.step:,} steps.")
         return saved.metrics_at
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from dreamer_lpm import machine
 from dreamer_lpm.machine import (
     all_at_once,
     at_once,
+    cores,
     keep_freed_memory,
     lanes,
     pick_device,
@@ -185,6 +187,21 @@ def test_threads(monkeypatch: pytest.MonkeyPatch, cores: int, wanted: int, threa
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 999)
     assert pick_threads(wanted) == threads
+
+
+@pytest.mark.parametrize(
+    ("quota", "may"),
+    [("max 100000", 64), ("400000 100000", 4), ("150000 100000", 2), ("10000 100000", 1), ("9900000 100000", 64)],
+)
+def test_a_containers_quota_counts_as_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, may: int
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setattr(machine, "CPU_MAX", tmp_path / "cpu.max")
+    assert cores() == 64, "no such file: not in such a container"
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert cores() == may
 
 
 def test_threads_where_no_affinity_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

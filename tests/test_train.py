@@ -324,6 +324,17 @@ def test_resume_needs_a_run_and_a_start_needs_none(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_a_run_is_not_resumed_for_fewer_steps_than_it_has(tmp_path: Path) -> None:
+    cfg = replace(TINY, steps=33, num_envs=2, action_repeat=2, eval_every=0)
+    report = train(cfg, tmp_path / "run")
+    assert report.summary["env_steps"] == 36, "the last steps of all envs pass the end"
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"36 steps behind it, and --steps 32 asks for fewer: with --steps 36 it is "):
+        train(replace(cfg, steps=32), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    assert train(cfg, tmp_path / "run", resume=True).summary["env_steps"] == 36
+
+
 def test_an_exported_agent_is_no_run_to_resume(tmp_path: Path) -> None:
     state = State(TINY, None)
     export_agent(tmp_path / "out", state.agent, {})

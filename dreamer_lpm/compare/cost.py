@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from rich.table import Table
 from dreamer_lpm.compare.plan import Key, Machine, Plan
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.forecast import free_memory
+from dreamer_lpm.machine import cores
 from dreamer_lpm.report.grid import Cell, Grid, read_grid
 from dreamer_lpm.state import State
 
@@ -93,10 +92,9 @@ def jobs_for(machine: Machine) -> int:
     """Runs side by side: as cores and memory allow on a CPU; one on an accelerator, which one run can fill."""
     if machine.device != "cpu":
         return 1
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    at_work = cores() // machine.threads
     memory = free_memory(torch.device("cpu"))
-    bearable = cores if memory is None else int(memory // RUN_MEMORY)
-    return max(1, min(cores // machine.threads, bearable))
+    return max(1, at_work if memory is None else min(at_work, int(memory // RUN_MEMORY)))
 
 
 def dry_run(plan: Plan, out: Path, known: Machine | None, jobs: int) -> int:

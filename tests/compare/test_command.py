@@ -20,7 +20,7 @@ from dreamer_lpm import cli
 from dreamer_lpm.compare import cost
 from dreamer_lpm.compare.cost import Cost
 from dreamer_lpm.compare.folder import _python, cell_job
-from dreamer_lpm.compare.plan import Key
+from dreamer_lpm.compare.plan import Key, Machine
 from dreamer_lpm.report.grid import read_grid
 from dreamer_lpm.report.html import grid_page
 from dreamer_lpm.state import State
@@ -395,6 +395,19 @@ def test_the_timing_of_what_is_shorter_than_a_sequence_ends(
 
     monkeypatch.setattr(State, "observe", counted)
     assert 0 < cost.timed(replace(TINY, steps=steps, num_envs=num_envs)).seconds < 60
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "gigabytes", "jobs"),
+    [("cpu", 1, 64, 8), ("cpu", 3, 64, 2), ("cpu", 16, 64, 1), ("cpu", 1, 5, 3), ("cpu", 1, 0.5, 1),
+     ("cpu", 1, None, 8), ("cuda", 1, 64, 1)],
+)  # fmt: skip
+def test_as_many_side_by_side_as_cores_and_memory_allow(
+    monkeypatch: pytest.MonkeyPatch, device: str, threads: int, gigabytes: float | None, jobs: int
+) -> None:
+    monkeypatch.setattr(cost, "cores", lambda: 8)
+    monkeypatch.setattr(cost, "free_memory", lambda device: gigabytes and gigabytes * 1e9)
+    assert cost.jobs_for(Machine(device, "fp32", threads)) == jobs
 
 
 def test_cells_that_share_a_process(folder: Path) -> None:

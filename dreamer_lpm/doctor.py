@@ -19,6 +19,7 @@ from dreamer_lpm.forecast import free_memory
 from dreamer_lpm.lock import holder
 from dreamer_lpm.machine import pick_device, pick_precision, pick_threads
 from dreamer_lpm.noisy_tv.cifar10 import OFFICIAL, at_hand
+from dreamer_lpm.report.grid import Cell
 from dreamer_lpm.report.metrics import METRICS_FILE, read_metrics
 from dreamer_lpm.report.summary import SUMMARY_FILE, versions
 from dreamer_lpm.train import BEST_AGENT, CONFIG_FILE, read_config
@@ -51,13 +52,14 @@ def examine(run_dir: Path) -> Iterator[Finding]:
     """Every file of a run, and what ``--resume`` would do. Changes nothing. Raises UserError where there is no run."""
     if not (run_dir / CONFIG_FILE).is_file():
         raise UserError(f"{run_dir} holds no run (no {CONFIG_FILE}); give the folder of a run, such as runs/my-run.")
+    legible = True
     try:
         about = read_config(run_dir)
         run = str(about.get("run") or "")
         words = f"{about['config'].get('env_name')}, {about['config'].get('steps')} steps asked for"
         yield Finding("ok", CONFIG_FILE, words)
     except UserError as error:
-        run = ""
+        run, legible = "", False
         yield Finding("damaged", CONFIG_FILE, str(error))
     wholes = []
     for folder in checkpoint.checkpoints(run_dir):
@@ -66,9 +68,13 @@ def examine(run_dir: Path) -> Iterator[Finding]:
             wholes.append(folder)
         yield Finding("damaged" if wrong else "ok", folder.name, "; ".join(wrong) or "every file is as it was written")
     yield from _metrics(run_dir, wholes)
+    yield from _summary(run_dir)
     yield from _agents(run_dir)
     yield from _lock(run_dir)
-    yield _outlook(run_dir, wholes)
+    if legible:
+        yield _outlook(run_dir, wholes)
+    else:
+        yield Finding("note", "resume", f"refused until {CONFIG_FILE} is restored")
 
 
 def _metrics(run_dir: Path, wholes: list[Path]) -> Iterable[Finding]:
@@ -81,6 +87,15 @@ def _metrics(run_dir: Path, wholes: list[Path]) -> Iterable[Finding]:
         return [Finding("damaged", METRICS_FILE, f"it is not the record that {wholes[-1].name} was saved with")]
     last = f" to step {rows[-1]['step']:,}" if rows else ""
     return [Finding("ok", METRICS_FILE, f"{len(rows):,} lines{last}")]
+
+
+def _summary(run_dir: Path) -> Iterator[Finding]:
+    if (run_dir / SUMMARY_FILE).is_file():
+        try:
+            summary = Cell("", "", 0, run_dir).summary or {}
+            yield Finding("ok", SUMMARY_FILE, f"of a run that ended at {summary.get('env_steps')} steps")
+        except UserError as error:
+            yield Finding("damaged", SUMMARY_FILE, str(error))
 
 
 def _agents(run_dir: Path) -> Iterator[Finding]:

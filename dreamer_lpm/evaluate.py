@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -166,6 +167,8 @@ def save_agent(path: Path, agent: Agent, about: Mapping[str, Any]) -> None:
     try:
         with scratch.open("wb") as file:
             save_tensors({**_description(agent, about), "weights": agent.state_dict()}, file)
+            file.flush()
+            os.fsync(file.fileno())  # before it has its name: a summary beside it says that the run is finished
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

@@ -56,6 +56,7 @@ class Tally:
     rollbacks: int = 0
     seconds: float = 0.0  # of wall time, over all sessions
     saving_seconds: float = 0.0  # of these, to write checkpoints
+    shared_seconds: float = 0.0  # of wall time, each session's divided by the runs in its process
 
 
 class Sums:
@@ -136,6 +137,9 @@ class State:
         self.guard = Guard(self.device)
         self._download = Download(self.device)
         self._chosen: Callable[[], np.ndarray] = self._download.numpy
+        self.saved_rows = 0
+        self.pieces: dict[Path, str] = {}  # of the replay on disk, with their SHA-256
+        self.wandb_id: str | None = None  # of the W&B run, if there is one
         self.forget_graphs()
 
     def forget_graphs(self) -> None:
@@ -143,9 +147,6 @@ class State:
         self._observe = {policy: Captured(partial(self._see, policy), self.device) for policy in POLICIES}
         self._update = Captured(self._learn, self.device)
         self._update.records &= self.team is None
-        self.saved_rows = 0
-        self.pieces: dict[Path, str] = {}  # of the replay on disk, with their SHA-256
-        self.wandb_id: str | None = None  # of the W&B run, if there is one
 
     def observe(self, policy: Policy) -> None:
         """See the row, choose what to do (``action`` tells), and remember both, with the latent that came of it."""

@@ -224,10 +224,10 @@ class _Session:
                     bar.say("Random play without pictures finds out how often it is on by chance.")
             for line in say:
                 bar.say(line)
-            run = _Run(cfg, run_dir, self.run, state, self.images, log, bar, signals)
+            run = _Run(cfg, run_dir, self.run, state, self.images, log, bar, signals, self.together)
             try:
                 yield from run.loop()
-                return run.finish(self.shown, self.together)
+                return run.finish(self.shown)
             except NotFinite as found:
                 raise self._ill(state, found) from None
             except OSError as error:
@@ -390,7 +390,9 @@ class _Run:
         log: MetricsLog,
         bar: Progress,
         signals: Signals,
+        together: int,
     ):
+        self.together = together  # runs in this process
         self.cfg, self.run_dir, self.run, self.state, self.images = cfg, run_dir, run, state, images
         self.log, self.bar, self.signals = log, bar, signals
         self.clock = time.monotonic()  # until then tally.seconds counts
@@ -558,11 +560,17 @@ class _Run:
     def _save(self) -> None:
         if self.state.tally.saved == self.state.step:
             return  # nothing is learned without a step, and a whole checkpoint is never replaced
-        begin, tally = time.monotonic(), self.state.tally
-        tally.seconds += begin - self.clock
-        self.clock = begin
+        begin, tally = self._count_seconds(), self.state.tally
         self.state.save(self.run_dir, self.run, self.log.position())
         tally.saving_seconds += time.monotonic() - begin
+
+    def _count_seconds(self) -> float:
+        """Bring the tally's wall time up to now, which is returned."""
+        now, tally = time.monotonic(), self.state.tally
+        tally.seconds += now - self.clock
+        tally.shared_seconds += (now - self.clock) / self.together
+        self.clock = now
+        return now
 
     def _keep_best(self, mean: float) -> None:
         """Leave the agent of the best evaluation so far as a file of its own."""
@@ -580,26 +588,28 @@ class _Run:
             "run": to_plain(self.cfg),
         }
 
-    def finish(self, shown: TVImages | None, together: int) -> Report:
-        """Last evaluation, agent file, curves, summary. ``together``: runs in this process."""
+    def finish(self, shown: TVImages | None) -> Report:
+        """Last evaluation, agent file, curves, summary."""
         s = self.state
         if self.cfg.checkpoint_every:
             self._save()  # before the last evaluation: whoever resumes a finished run repeats it, and no line twice
         scores, off, video = self._evaluate(2 * self.cfg.eval_episodes)
         agent = self.run_dir / AGENT_FILE
         save_agent(agent, s.agent, self._about())
-        summary = self._summary(scores, off, shown, together)
+        summary = self._summary(scores, off, shown)
         write_summary(self.run_dir, summary)
         return Report(summary, agent, video, plot_run(self.run_dir) if self.cfg.pictures else None)
 
-    def _summary(self, scores: Scores, off: Scores | None, shown: TVImages | None, together: int) -> dict[str, Any]:
+    def _summary(self, scores: Scores, off: Scores | None, shown: TVImages | None) -> dict[str, Any]:
+        self._count_seconds()
         s = self.state
         grid = s.envs.grid
         return {
             "env_steps": s.step,
             "updates": s.tally.updates,
-            "wall_seconds": s.tally.seconds + time.monotonic() - self.clock,
-            "runs_in_process": together,
+            "wall_seconds": s.tally.seconds,
+            "shared_seconds": s.tally.shared_seconds,
+            "runs_in_process": self.together,
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             * (1 if sys.platform == "darwin" else 1024),
             "saving_seconds": s.tally.saving_seconds,

@@ -36,6 +36,7 @@ def test_a_whole_run(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["config.json"] == ("ok", "CartPole-v1, 100 steps asked for")
     assert found["step_000000090"] == found["step_000000100"] == ("ok", "every file is as it was written")
     assert found["metrics.jsonl"][1].endswith("lines to step 100")
+    assert found["summary.json"] == ("ok", "of a run that ended at 100 steps")
     assert found["agent_lpm.pth"] == ("ok", "an agent of 100 steps")
     assert found["agent_best.pth"][1] in ("an agent of 40 steps", "an agent of 80 steps")
     assert found["resume"] == ("note", "--resume --run-name mine goes on at step 100, with step_000000100")
@@ -81,12 +82,20 @@ def test_a_damaged_config_names_the_copy_to_put_back_and_that_mends_it(
 ) -> None:
     flip(run_dir / "config.json")
     status, found = said(run_dir, capsys)
+    assert found["resume"] == ("note", "refused until config.json is restored")
     words = found["config.json"][1]
     assert (status, found["config.json"][0]) == (1, "damaged")
     copy = run_dir / "checkpoints" / "step_000000100" / "config.json"
     assert words == f"{run_dir}/config.json is damaged; put back its copy: cp {copy} {run_dir}/config.json."
     (run_dir / "config.json").write_bytes(copy.read_bytes())
     assert said(run_dir, capsys)[0] == 0
+
+
+def test_a_summary_that_was_cut_short(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run_dir / "summary.json"
+    path.write_text(path.read_text()[:-20])
+    status, found = said(run_dir, capsys)
+    assert (status, found["summary.json"][0]) == (1, "damaged")
 
 
 def test_everything_damaged(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

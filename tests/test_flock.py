@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,6 +92,15 @@ def test_in_every_kind_of_run(change: dict[str, object]) -> None:
 def test_it_can_be_recorded(curiosity: str) -> None:
     cfg = replace(WITH_TV, agent=replace(TINY.agent, curiosity=curiosity))
     assert_close(played(cfg, together=True, recorded=True), played(cfg, together=False))
+
+
+def test_what_is_on_disk_and_at_wandb_is_remembered() -> None:
+    """Else every member writes its whole replay anew, and a resumed run is another one for W&B."""
+    states = [begun(TINY, seed) for seed in range(2)]
+    for state in states:
+        state.saved_rows, state.pieces, state.wandb_id = 7, {Path("replay/rows"): "sha"}, "id"
+    Flock(states).dissolve()
+    assert [(s.saved_rows, s.pieces, s.wandb_id) for s in states] == [(7, {Path("replay/rows"): "sha"}, "id")] * 2
 
 
 def test_who_can_be_one() -> None:

@@ -134,8 +134,15 @@ class Cell:
         found = (self.summary or {}).get("tv_chance")
         return float(found) if shows and found is not None else None
 
-    def _derived(self, summary: Mapping[str, Any]) -> dict[str, float]:
-        derived = {}
+    @property
+    def chosen(self) -> bool:
+        """Whether the policy has a say in when its TV is on; else its share says nothing of the policy."""
+        return (self.config.get("tv") or {}).get("trigger") not in ("always", "passive")
+
+    def _derived(self, summary: Mapping[str, Any]) -> dict[str, float | None]:
+        if not self.chosen:
+            return {"escape_step": None}
+        derived: dict[str, float | None] = {}
         share = summary.get(LATE_SHARE.key, summary.get(SHARE.key))
         if share is not None and self.chance:
             derived["tv_over_chance"] = share / self.chance
@@ -149,7 +156,9 @@ class Cell:
     def seconds(self) -> float:
         """Wall time of the finished run, or its share where several had one process."""
         summary = self.summary or {}
-        return float(summary.get("wall_seconds", 0)) / float(summary.get("runs_in_process", 1))
+        if "shared_seconds" in summary:
+            return float(summary["shared_seconds"])
+        return float(summary.get("wall_seconds", 0)) / float(summary.get("runs_in_process", 1))  # of older runs
 
     @property
     def env(self) -> tuple[Any, ...]:
@@ -196,6 +205,10 @@ class Grid:
         cells = (c for c in self.finished if c.arm == arm and method in (None, c.method))
         return next((c.chance for c in cells if c.chance is not None), None)
 
+    def chosen(self, arm: str, method: str | None = None) -> bool:
+        """Whether policies have a say in when the arm's TV is on."""
+        return all(c.chosen for c in self.finished if c.arm == arm and method in (None, c.method))
+
     def measures(self) -> list[Measure]:
         """Those that some finished cell has."""
         return [m for m in MEASURES if any(cell.value(m) is not None for cell in self.finished)]
@@ -233,10 +246,10 @@ class AgainstSham:
 
 
 def verdict(grid: Grid, method: str, arm: str) -> Verdict | None:
-    """Whether the TV captured the method; None where nothing was measured."""
+    """Whether the TV captured the method; None where nothing was measured, or the policy has no say in it."""
     measure, chance = grid.share_measure(arm), grid.chance(arm, method)
     share = grid.estimate(method, arm, measure)
-    if share is None or chance is None:
+    if share is None or chance is None or not grid.chosen(arm, method):
         return None
     if share.low is None or share.high is None:
         return Verdict("few seeds", share, chance, measure)
@@ -368,6 +381,8 @@ def improvements(grid: Grid, arm: str) -> dict[str, dict[str, dict[str, dict[str
     """measure -> method -> other method -> chance that the first does better. Of ``COMPARED`` alone."""
     found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     for measure in COMPARED:
+        if measure.of_tv and not grid.chosen(arm):
+            continue
         values = {m: list(grid.values(m, arm, measure).values()) for m in grid.methods}
         present = [m for m in grid.methods if values[m]]
         square: dict[str, dict[str, dict[str, Any]]] = {m: {} for m in present}

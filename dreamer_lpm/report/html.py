@@ -177,10 +177,18 @@ class _GridPage:
             for word, chip in CHIPS.items()
             if word in groups
         )
-        chance = number(self.grid.chance(arm.name) or 0.0, percent=True)
-        return (
-            f'<section><h3>{escape(arm.name)}</h3><p class="note">by chance {chance} of the steps</p>{rows}</section>'
-        )
+        chance = self.chance(arm)
+        words = (
+            "chance is another for each method" if chance is None else
+            f"by chance {number(chance, percent=True)} of the steps"
+        ) + ("" if self.grid.chosen(arm.name) else ", whatever the policy does")  # fmt: skip
+        return f'<section><h3>{escape(arm.name)}</h3><p class="note">{words}</p>{rows}</section>'
+
+    def chance(self, arm: Arm) -> float | None:
+        """The arm's TV share of a random policy; None without a TV, or where methods with TVs of their own differ."""
+        known = [self.grid.chance(arm.name, method) for method in self.methods]
+        levels = [x for x in known if x is not None]
+        return levels[0] if len({number(x, percent=True) for x in levels}) == 1 else None
 
     def legend(self) -> str:
         boxes = "".join(
@@ -275,7 +283,7 @@ class _GridPage:
             return []
         panels = []
         for arm in arms:
-            chance = self.grid.chance(arm.name) if key == "tv_share" else None
+            chance = self.chance(arm) if key == "tv_share" else None
             chart = line_chart(
                 [Line(self.classes(method), method, c) for method, c in found[arm.name].items()],
                 title=f"{name} over env steps, {arm.name}", last_step=self.last_step, percent=percent,
@@ -304,7 +312,7 @@ class _GridPage:
                 rows.append(Dots(self.classes(method), method, seeds, found.value, found.low, found.high))
         if not rows:
             return ""
-        chance = self.grid.chance(arm.name) if measure in (SHARE, LATE_SHARE) else None
+        chance = self.chance(arm) if measure in (SHARE, LATE_SHARE) else None
         chart = dot_chart(
             rows, title=f"{measure.name}, {arm.name}", percent=measure.percent, limits=limits,
             reference=None if chance is None else Reference(chance, "chance"),

@@ -130,21 +130,37 @@ def _nan_for_null(value: Any) -> Any:
 
 
 def _rows(content: bytes, path: Path) -> list[Row]:
-    complete = content[: content.rfind(b"\n") + 1]  # whatever follows the last newline was cut short
     rows = []
-    for number, line in enumerate(complete.splitlines(), start=1):
-        try:
-            row = _parse(line)
-            if not (isinstance(row.get("step"), int) and isinstance(row.get("kind"), str)):
-                raise ValueError("every line has a step and a kind")
-            rows.append(row)
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{path} is damaged at line {number}: restore it or remove that line.") from error
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):  # what follows the last newline was cut short
+        if line.strip(b" "):
+            try:
+                rows.append(_row(line))
+            except (ValueError, AttributeError) as error:
+                # Not "remove": a checkpoint says how many bytes there were when it was saved.
+                raise UserError(
+                    f"{path} is damaged at line {number}: restore it, or put spaces in the place of that line."
+                ) from error
     return rows
 
 
+def _row(line: bytes) -> Row:
+    row = _parse(line)
+    if not (isinstance(row.get("step"), int) and isinstance(row.get("kind"), str)):
+        raise ValueError("every line has a step and a kind")
+    return row
+
+
+def _legible(line: bytes) -> bytes:
+    """The line, or as many spaces where nobody can read it."""
+    try:
+        _row(line)
+    except (ValueError, AttributeError):
+        return b" " * len(line)
+    return line
+
+
 def _truncate(path: Path, position: int) -> list[Row]:
-    """Cut ``path`` at byte ``position`` and return the rows before it."""
+    """Cut ``path`` at byte ``position`` and return the rows before it; lines that nobody can read become blank."""
     content = path.read_bytes() if path.exists() else b""
     if len(content) < position:
         raise UserError(
@@ -152,10 +168,12 @@ def _truncate(path: Path, position: int) -> list[Row]:
         )
     if position > 0 and content[position - 1 : position] != b"\n":
         raise UserError(f"{path} does not belong to this checkpoint: restore it, or start a new run.")
-    kept = _rows(content[:position], path)
-    if len(content) > position:
-        os.truncate(path, position)
-    return kept
+    kept = b"\n".join(_legible(line) for line in content[:position].split(b"\n"))
+    if kept != content:
+        with path.open("r+b") as file:
+            file.write(kept)
+            file.truncate()
+    return _rows(kept, path)
 
 
 class TensorBoardSink:

@@ -103,7 +103,7 @@ class Screen:
             return None
         (then, before), (now, after) = self._marks[0], self._marks[-1]
         to_do = self._steps - self._total() - sum(of - step for step, of in self._gone.values())
-        return to_do * (now - then) / (after - before) if after > before else None
+        return max(0, to_do) * (now - then) / (after - before) if after > before else None
 
     def _figures(self) -> str:
         left = self.left()

@@ -41,20 +41,22 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
 
 
 def partial_of(path: Path) -> Path:
-    """Where a file is written until it is whole. Raises UserError if ``path`` is a folder."""
+    """Where a file is written until it is whole. Raises UserError if ``path`` is a folder or a device."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file, such as {path / 'FILE'}.")
+    if path.exists() and not path.is_file():  # the whole file would take its place: /dev/null would be gone
+        raise UserError(f"{path} is no file that could be written anew; name one.")
     return path.with_name(f".{path.name}.partial")
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Put ``text`` at ``path``: readers and crashes meet the old file or the new one, never half of one.
 
-    Raises UserError if ``path`` is a folder.
+    Raises UserError if ``path`` is a folder or a device.
     """
     partial = partial_of(path)
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:  # of names that are no UTF-8
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

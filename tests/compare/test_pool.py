@@ -279,6 +279,16 @@ def test_what_is_left_behind_is_counted_and_not_waited_for() -> None:
     assert screen._total() == 300
 
 
+def test_steps_past_the_end_take_no_time_back() -> None:
+    """Many envs pass the last step together, and an evaluation follows."""
+    clock = Clock()
+    screen = Screen(cells=1, finished=0, steps=1000, done=0, console=Console(file=io.StringIO()), clock=clock)
+    screen.update({"a": (500, 1000)})
+    clock.now = 10.0
+    screen.update({"a": (1016, 1000)})
+    assert screen.left() == 0
+
+
 def test_a_terminal_gets_bars() -> None:
     said = io.StringIO()
     console = Console(file=said, force_terminal=True, width=100)

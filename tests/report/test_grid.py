@@ -22,6 +22,7 @@ from dreamer_lpm.report.grid import (
     verdict,
     write_results,
 )
+from dreamer_lpm.report.html import grid_page
 from dreamer_lpm.types import UserError
 from tests.report.fake_grid import CHANCE, write_grid, write_run
 
@@ -132,6 +133,21 @@ def test_a_tv_that_chance_never_finds_is_a_tv(folder: Path) -> None:
     assert "tv_over_chance" not in {m.key for m in grid.measures()}
 
 
+@pytest.mark.parametrize("trigger", ["always", "passive"])
+def test_a_tv_that_nobody_can_choose_says_nothing_of_who_watches_it(folder: Path, trigger: str) -> None:
+    for path in folder.glob("cells/*/config.json"):
+        about = json.loads(path.read_text())
+        about["config"]["tv"]["trigger"] = trigger
+        path.write_text(json.dumps(about))
+    grid = read_grid(folder)
+    assert [verdict(grid, method, "remote") for method in SHARES] == [None] * len(SHARES)
+    assert grid.estimate("lpm", "remote", SHARE) is not None, "that it was on, and how often, is still a figure"
+    assert not {"escaped", "escape_step", "tv_over_chance"} & {m.key for m in grid.measures()}
+    assert "by chance 25\u202f% of the steps, whatever the policy does" in grid_page(grid, folder)
+    write_results(grid)
+    assert set(json.loads((folder / "summary.json").read_text())["improvement"]["remote"]) == {RETURN.key, COVERAGE.key}
+
+
 def test_a_method_with_another_tv_is_measured_by_its_own_chance(folder: Path) -> None:
     for cell in read_grid(folder).of("prediction_error", "remote"):
         path = cell.folder / "summary.json"
@@ -140,6 +156,9 @@ def test_a_method_with_another_tv_is_measured_by_its_own_chance(folder: Path) ->
     words = {m: found.word for m in SHARES if (found := verdict(grid, m, "remote"))}
     assert (words["prediction_error"], words["none"]) == ("free", "open")
     assert (grid.chance("remote", "prediction_error"), grid.chance("remote", "lpm")) == (0.95, CHANCE)
+    page = grid_page(grid, folder)
+    assert "chance is another for each method" in page
+    assert 'class="ref-label"' not in page, "a line would be true of one of them only"
 
 
 def test_a_method_with_another_env_keeps_of_its_own_gain(folder: Path) -> None:

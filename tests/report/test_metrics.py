@@ -138,6 +138,22 @@ def test_a_log_shorter_than_its_checkpoint_is_refused_untouched(tmp_path: Path) 
     assert (tmp_path / METRICS_FILE).stat().st_size == end
 
 
+@pytest.mark.parametrize("harm", [(b'"kind"', b"'kind'"), (b"\n", b" "), (b"{", b"\r")])
+def test_a_line_that_nobody_can_read_does_not_stop_a_run(tmp_path: Path, harm: tuple[bytes, bytes]) -> None:
+    with MetricsLog(tmp_path) as log:
+        write_steps(log, 10, 20, 30)
+        position = log.position()
+        write_steps(log, 40)
+    path = tmp_path / METRICS_FILE
+    path.write_bytes(path.read_bytes().replace(*harm, 1))
+    with pytest.raises(UserError, match="damaged at line 1: restore it, or put spaces in the place of that line"):
+        read_metrics(tmp_path)
+    with MetricsLog(tmp_path, resume_at=position) as log:
+        assert log.position() == position, "the checkpoint counts bytes"
+        write_steps(log, 50)
+    assert [row["step"] for row in read_metrics(tmp_path)][-2:] == [30, 50]
+
+
 def test_reader_forgives_only_a_cut_last_line(tmp_path: Path) -> None:
     path = tmp_path / METRICS_FILE
     path.write_bytes(b'{"step": 1, "kind": "train"}\n{"step": 2, "ki')

@@ -1,6 +1,7 @@
 """JSON that strict parsers read, and files that are whole or not there."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,26 @@ def test_a_folder_is_no_file_to_write(name: str, tmp_path: Path, monkeypatch: py
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_atomic_write_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "device"
+    os.mkfifo(path)
+    for write in (lambda path: write_atomically(path, "text"), lambda path: write_video(path, [])):
+        with pytest.raises(UserError, match="is no file that could be written anew; name one"):
+            write(path)
+    assert path.is_fifo()
+
+
+def test_names_that_are_no_utf8_are_written_and_read_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    write_atomically(tmp_path / "a.json", dumps({"out": name}))
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"out": name}
+
+
+def test_atomic_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     path.write_text("old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "half \ud800")
+    monkeypatch.setattr(os, "fsync", lambda file: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_atomically(path, "half")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

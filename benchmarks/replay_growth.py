@@ -2,7 +2,7 @@
 
     python3 benchmarks/replay_growth.py --rows 500000
 
-Writes benchmarks/results/replay_growth.json. The rows are real memory, 12.4 kB each: a million of them take 12.4 GB,
+Writes benchmarks/results/replay_growth.json. The rows are real memory, 13.3 kB each: a million of them take 13.3 GB,
 and are measured where that is there.
 """
 

@@ -44,7 +44,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from dreamer_lpm.agent import Agent
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.envs import make_env
-from dreamer_lpm.machine import Precision, cores, keep_freed_memory, pick_device, pick_precision, pick_threads
+from dreamer_lpm.machine import (
+    Precision,
+    cores,
+    keep_freed_memory,
+    pick_device,
+    pick_precision,
+    pick_threads,
+    wait_for,
+)
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.metrics import METRICS_FILE, read_metrics
 from dreamer_lpm.report.strict_json import dumps, partial_of, plain, write_atomically
@@ -210,7 +218,7 @@ def _work(options: argparse.Namespace) -> Work:
         length=options.length or run.seq_length,
         precision=pick_precision(options.precision, device),
         threads=threads,
-        device=device.type,
+        device=str(device),
     )
 
 
@@ -233,20 +241,15 @@ class Bench:
             "is_first": np.zeros(1, bool),
         }
 
-    def wait(self) -> None:
-        """Until the device has done what it was told."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
     def update(self) -> None:
         """One update."""
         self.agent.update(self.batch)
-        self.wait()
+        wait_for(self.device)
 
     def act(self) -> None:
         """One policy step of one environment."""
         self.carry = self.agent.act(self.carry, self.row)
-        self.wait()
+        wait_for(self.device)
 
     @contextmanager
     def _one_thread(self) -> Iterator[None]:
@@ -272,13 +275,13 @@ class Bench:
 
         def marking(part: str, method: Callable[..., Any]) -> Callable[..., Any]:
             def marked(*args: Any, **kwargs: Any) -> Any:
-                self.wait()
+                wait_for(self.device)
                 marks.append((part, time.perf_counter()))
                 return method(*args, **kwargs)
 
             return marked
 
-        rounds: dict[str, list[float]] = {"noise": [], **{part: [] for part in begins}}
+        rounds: list[dict[str, float]] = []
         with ExitStack() as stack:
             stack.enter_context(self._one_thread())
             for part, (owner, name) in begins.items():
@@ -287,9 +290,11 @@ class Bench:
                 marks[:] = [("noise", time.perf_counter())]
                 self.update()
                 ends = [*(moment for _, moment in marks[1:]), time.perf_counter()]
-                for (part, begin), end in zip(marks, ends, strict=True):
-                    rounds[part].append(end - begin)
-        return {part: statistics.median(seconds) for part, seconds in rounds.items()}
+                spent = dict.fromkeys(("noise", *begins), 0.0)
+                for (part, begin), end in zip(marks, ends, strict=True):  # dreams come in several pieces
+                    spent[part] += end - begin
+                rounds.append(spent)
+        return {part: statistics.median(spent[part] for spent in rounds) for part in ("noise", *begins)}
 
     def about(self) -> dict[str, Any]:
         """What is timed: the work, its parameters by part, the GFLOP of its products and convolutions."""

@@ -17,6 +17,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from dreamer_lpm.checkpoint import checkpoints
 from dreamer_lpm.config import RunConfig, settled
 from dreamer_lpm.envs import make_env
 from dreamer_lpm.evaluate import evaluate, export_agent, load, record
@@ -26,6 +27,7 @@ from dreamer_lpm.noisy_tv.images import pooled
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.report.strict_json import partial_of
+from dreamer_lpm.report.summary import SUMMARY_FILE
 from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import from_plain, read_file, read_seeds, to_plain
 from dreamer_lpm.team import Team, joined
@@ -36,6 +38,7 @@ from dreamer_lpm.types import UserError
 # What may differ between a run and its continuation; anything else would make it another run.
 CHANGEABLE = {
     "steps",
+    "threads",  # one or two compute the same bits
     "data_dir",
     "wandb",
     "wandb_project",
@@ -109,14 +112,27 @@ def _seeded(known: argparse.Namespace, rest: list[str], program: str, run_dir: P
     runs = {seed: run_dir.with_name(f"{run_dir.name}-{seed}") for seed in read_seeds(known.seeds)}
     begun = [seed for seed, path in runs.items() if known.resume and (path / CONFIG_FILE).is_file()]
     jobs = {seed: _job(known, rest, program, runs[seed]) for seed in begun or list(runs)[:1]}
+    if not begun and next(iter(jobs.values())).cfg.seed != _base(known, run_dir).seed:
+        raise UserError("--seed and --seeds say two things; leave --seed out.")
     if len(begun) == len(runs):
-        return list(jobs.values())
+        return _unended(list(jobs.values()))
     cfg = settled(next(iter(jobs.values())).cfg)
     pictures = pictures_of(cfg.env().tv, cfg.data_dir)
-    return [
-        jobs[seed] if seed in begun else Job(dataclasses.replace(cfg, seed=seed), path, pictures=pictures)
-        for seed, path in runs.items()
-    ]
+    every = {seed: Job(dataclasses.replace(cfg, seed=seed), path, pictures=pictures) for seed, path in runs.items()}
+    return _unended([*(every | {seed: jobs[seed] for seed in begun}).values()])
+
+
+def _unended(jobs: list[Job]) -> list[Job]:
+    """Those that can go on, or all where none can; one that finished without a checkpoint is done with."""
+    left = [
+        job for job in jobs
+        if not (job.run_dir / SUMMARY_FILE).is_file() or checkpoints(job.run_dir)
+        or read_config(job.run_dir)["config"]["steps"] != job.cfg.steps
+    ]  # fmt: skip
+    for job in jobs if left else []:
+        if job not in left:
+            print(f"{job.run_dir}: finished already")
+    return left or jobs
 
 
 def _job(known: argparse.Namespace, rest: list[str], program: str, run_dir: Path) -> Job:
@@ -296,6 +312,9 @@ def eval_command(args: list[str]) -> int:
         "--video", type=Path, default=Path("videos/eval.mp4"), help="where the video goes (default: videos/eval.mp4)"
     )
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--data-dir", type=Path, help="where downloaded pictures are kept here (default: as for training)"
+    )
     parser.add_argument("--trust", action="store_true", help="let the agent's env import a Python module of its own")
     options = parser.parse_args(args)
     if options.episodes < 1:
@@ -313,7 +332,7 @@ def eval_command(args: list[str]) -> int:
             f"{options.agent} wants to run the Python module '{module}' for its env; if you know it, add --trust."
         )
     env = cfg.env(tv_on=options.tv == "as-trained")
-    found = pictures_of(env.tv, cfg.data_dir)
+    found = pictures_of(env.tv, options.data_dir)  # the trainer's folder says nothing of this machine
     images = pooled(found[0], env.tv.pool) if found and env.tv else None
 
     def make() -> Any:

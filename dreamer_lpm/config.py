@@ -52,7 +52,7 @@ class RunConfig:
     prefill: int = 1_000
     """Env steps of random actions before the first update."""
     replay_capacity: int = 200_000
-    """Agent steps that the replay holds, at most (12.4 kB each)."""
+    """Agent steps that the replay holds, at most (13.3 kB each with the preset tiny)."""
     num_envs: int = 1
     """N, envs stepped side by side."""
     env_workers: int = 0

@@ -267,7 +267,7 @@ def load(path: str | Path, device: str = "cpu") -> Player:
         agent = Agent(cfg, spec, device=where)
         agent.load_state_dict(data["weights"])
         return Player(agent.eval(), dict(data["about"]))
-    except UserError:
+    except (UserError, torch.OutOfMemoryError):  # a device that is full says nothing of the file
         raise
     except Exception as error:  # noqa: BLE001  whatever a damaged or foreign file makes torch raise
         raise UserError(

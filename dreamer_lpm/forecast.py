@@ -24,11 +24,12 @@ class Forecast:
     rows: int  # steps that the replay will hold, of all envs
     row: int  # bytes of one, before compression
     weights: int  # bytes of everything that learns
+    runs: int = 1  # like this one, in the same memory
 
     @property
     def memory(self) -> int:
-        """Replay; weights, gradients and the optimizer's two moments."""
-        return self.rows * self.row + 4 * self.weights
+        """Replay; weights, gradients and the optimizer's two moments; of all runs."""
+        return self.runs * (self.rows * self.row + 4 * self.weights)
 
     def disk(self, keep: int) -> int:
         """Replay, as if it could not be compressed; ``keep`` checkpoints and one being written, each of three copies
@@ -39,10 +40,11 @@ class Forecast:
     def check_memory(self, device: torch.device) -> None:
         """Raises UserError, with the arithmetic, if the device has less memory than the run takes."""
         there = free_memory(device)
+        several = f"{self.runs} runs, each " if self.runs > 1 else ""
         if there is not None and self.memory + SPARE > there:
             raise UserError(
-                f"Memory does not suffice: {self._replay()} + {_size(4 * self.weights)} of weights, gradients and "
-                f"optimizer + {_size(SPARE)} to spare, and {device.type} has {_size(there)} free; lower "
+                f"Memory does not suffice: {several}{self._replay()} + {_size(4 * self.weights)} of weights, gradients "
+                f"and optimizer + {_size(SPARE)} to spare, and {device.type} has {_size(there)} free; lower "
                 "replay_capacity or choose a smaller preset."
             )
 

@@ -39,9 +39,12 @@ def pick_device(wanted: str) -> torch.device:
             f"{', '.join(k for k, ok in there.items() if ok)}."
         )
     try:
-        return torch.device(wanted)
+        device = torch.device(wanted)
     except RuntimeError:
         raise UserError(f"'{wanted}' is no device; name one as cpu, cuda or cuda:1.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"There is no {wanted} here: the last one is cuda:{torch.cuda.device_count() - 1}.")
+    return device
 
 
 def pick_precision(wanted: str, device: torch.device) -> Precision:
@@ -55,6 +58,12 @@ def pick_precision(wanted: str, device: torch.device) -> Precision:
     if device.type != "cpu":
         return "fp32"
     return "bf16" if _product_seconds(torch.bfloat16) < 0.7 * _product_seconds(torch.float32) else "fp32"
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def set_tf32(on: bool) -> None:

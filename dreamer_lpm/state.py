@@ -101,9 +101,9 @@ class Sums:
 
 
 class State:
-    """Everything that survives a restart, generators included."""
+    """Everything that survives a restart, generators included. ``together``: runs in this process, itself counted."""
 
-    def __init__(self, cfg: RunConfig, images: ImageSource | None, team: Team | None = None):
+    def __init__(self, cfg: RunConfig, images: ImageSource | None, team: Team | None = None, together: int = 1):
         self.cfg, self.team = cfg, team
         seeds = np.random.SeedSequence(cfg.seed).spawn(3)  # one tree: envs (and their TVs), replay, networks
         env_seed, agent_seed = (int(s.generate_state(1)[0]) for s in (seeds[0], seeds[2]))
@@ -115,7 +115,7 @@ class State:
         )
         self.rng = np.random.default_rng(seeds[1])
         self.fields = self._fields()
-        self.forecast = self._forecast()
+        self.forecast = self._forecast(together)
         self.forecast.check_memory(self.device)
         try:
             # No more than the run can fill: a step has at most one reset beside it. A device would commit all of it.
@@ -251,10 +251,12 @@ class State:
             "stoch": ((rssm.stoch,), torch.uint8),
         }
 
-    def _forecast(self) -> Forecast:
+    def _forecast(self, together: int) -> Forecast:
         row = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.fields.values())
         weights = sum(x.numel() * x.element_size() for x in self.agent.state_dict().values())
-        return Forecast(min(self.cfg.replay_capacity, self.cfg.steps), row, weights)
+        # A CPU's memory is taken as it is filled: what the runs beside this one will want looks free yet.
+        runs = together if self.device.type == "cpu" else 1
+        return Forecast(min(self.cfg.replay_capacity, self.cfg.steps), row, weights, runs)
 
     @property
     def step(self) -> int:

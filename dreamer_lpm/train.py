@@ -206,7 +206,7 @@ class _Session:
     ) -> Generator[Wants, None, Report]:
         """Prepare everything, then loop and finish."""
         cfg, run_dir = self.cfg, self.run_dir
-        state = State(cfg, self.images, self.team)
+        state = State(cfg, self.images, self.team, self.together)
         with ExitStack() as stack:
             stack.callback(state.envs.close)
             state.forecast.check_disk(run_dir, cfg.keep_checkpoints)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from dreamer_lpm import agent as agent_module
 from dreamer_lpm import bench
 from dreamer_lpm.bench import Bench, Contestant, Work, duel
 from dreamer_lpm.config import RunConfig
@@ -68,9 +69,11 @@ def test_an_update_that_is_timed_learns() -> None:
     assert times["cpu"][0] > 0
 
 
-def test_parts_make_up_the_update() -> None:
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_parts_make_up_the_update(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each part is timed from its method to the next one's: five seconds put into one show up there alone."""
     made = Bench(TINY)
+    monkeypatch.setattr(agent_module, "_DREAMS", TINY.batch * TINY.length // pieces)
     made.update()
     clock = [0.0]
 
@@ -92,7 +95,7 @@ def test_parts_make_up_the_update() -> None:
         ):
             patch.setattr(owner, name, slow(seconds, getattr(owner, name)))
         parts = made.parts(repeat=3)
-    wanted = {"noise": 0, "world model": 7, "bonus": 5, "imagination": 3, "actor-critic": 2, "optimizer": 1}
+    wanted = {"noise": 0, "world model": 7, "bonus": 5, "imagination": 3 * pieces, "actor-critic": 2, "optimizer": 1}
     assert parts == wanted
 
 

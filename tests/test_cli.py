@@ -24,6 +24,7 @@ from dreamer_lpm import cli, commands
 from dreamer_lpm.config import RunConfig, settled
 from dreamer_lpm.envs import make_env
 from dreamer_lpm.evaluate import load, save_agent
+from dreamer_lpm.noisy_tv import NoisyTVError
 from dreamer_lpm.noisy_tv.images import Pool
 from dreamer_lpm.presets import PRESETS
 from dreamer_lpm.settings import to_plain
@@ -129,6 +130,34 @@ def test_a_seed_that_had_not_begun_takes_the_settings_of_one_that_had(together: 
     assert run("--resume", "--seeds", "0..2", "--run-name", "x", "--log-every", "7") == 0
     assert [(job.run_dir.name, job.resume) for job in together] == [("x-0", False), ("x-1", True), ("x-2", False)]
     assert [job.cfg for job in together] == [replace(begun, seed=seed, log_every=7) for seed in range(3)]
+
+
+def test_seeds_that_are_finished_without_a_checkpoint_are_done_with(
+    together: list[Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command that a stop prints names all, also those that had ended."""
+    again = ["--resume", "--seeds", "0..2", "--run-name", "x"]
+    for seed in (0, 1):
+        saved_run(Path(f"runs/x-{seed}"), replace(TINY, seed=seed))
+    (Path("runs/x-0") / "summary.json").write_text("{}")
+    assert run(*again) == 0
+    assert [job.run_dir.name for job in together] == ["x-1", "x-2"]
+    assert "runs/x-0: finished already" in capsys.readouterr().out
+    together.clear()
+    assert run(*again, "--steps", "999") == 0
+    assert [job.run_dir.name for job in together] == ["x-0", "x-1", "x-2"], (
+        "to go further needs a checkpoint: it is told"
+    )
+    together.clear()
+    (Path("runs/x-0") / "checkpoints" / "step_000000160").mkdir(parents=True)
+    assert run(*again) == 0
+    assert [job.run_dir.name for job in together] == ["x-0", "x-1", "x-2"]
+
+
+def test_a_seed_beside_seeds_is_refused(together: list[Job], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--seed", "7", "--seeds", "0..1") == 2
+    assert "--seed and --seeds say two things; leave --seed out." in one_line(capsys)
+    assert together == []
 
 
 def test_seeds_of_which_none_had_begun_cannot_go_on(together: list[Job], capsys: pytest.CaptureFixture[str]) -> None:
@@ -467,8 +496,9 @@ def test_resume_takes_the_newest_run(trained: Trained) -> None:
 
 def test_a_finished_run_may_go_further_and_log_elsewhere(trained: Trained) -> None:
     saved_run(Path("runs/mine"))
-    assert run("--resume", "--run-name", "mine", "--steps", "999", "--wandb", "--log-every", "7") == 0
-    assert trained.cfg == replace(TINY, steps=999, wandb=True, log_every=7)
+    more = ["--steps", "999", "--wandb", "--log-every", "7", "--threads", "2"]
+    assert run("--resume", "--run-name", "mine", *more) == 0
+    assert trained.cfg == replace(TINY, steps=999, wandb=True, log_every=7, threads=2)
 
 
 @pytest.mark.parametrize(
@@ -583,6 +613,24 @@ def test_eval_draws_the_tvs_pool_once_for_all_envs(
     assert len(given) > 2
     assert isinstance(given[0], Pool)
     assert all(images is given[0] for images in given)
+
+
+@pytest.mark.parametrize(("more", "folder_asked"), [([], None), (["--data-dir", "mine"], Path("mine"))])
+def test_eval_looks_for_pictures_on_this_machine_not_where_the_trainer_had_them(
+    more: list[str], folder_asked: Path | None, agent_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path | None] = []
+
+    def load_images(source: str, data_dir: Path | None) -> Any:
+        asked.append(data_dir)
+        raise NoisyTVError("asked")
+
+    data = torch.load(agent_file, weights_only=True)
+    data["about"]["run"]["data_dir"] = "/home/somebody/pictures"
+    torch.save(data, agent_file)
+    monkeypatch.setattr(train_module, "load_images", load_images)
+    assert cli.main(["eval", "agent_lpm.pth", *more]) == 2
+    assert asked == [folder_asked]
 
 
 def test_eval_without_the_tv_needs_no_pictures(

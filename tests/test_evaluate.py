@@ -401,3 +401,12 @@ def test_a_missing_device_is_not_a_damaged_file(agent_file: Path) -> None:
     with pytest.raises(UserError, match="Device 'cuda' is not available here"):
         load(agent_file, "cuda")
     assert load(agent_file, "auto").agent.device.type in ("cpu", "mps")
+
+
+def test_a_full_device_is_not_a_damaged_file(agent_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(evaluate_module, "Agent", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        load(agent_file)

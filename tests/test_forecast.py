@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from dreamer_lpm import forecast
 from dreamer_lpm.forecast import Forecast, free_memory
+from dreamer_lpm.state import State
 from dreamer_lpm.types import UserError
 from tests.tiny_run import TINY
 
@@ -36,6 +38,15 @@ def test_too_little_memory_is_told_with_the_arithmetic(monkeypatch: pytest.Monke
     ONE.check_memory(CPU)
     monkeypatch.setattr(forecast, "free_memory", lambda device: None)
     ONE.check_memory(CPU)
+
+
+def test_runs_that_share_a_cpus_memory_are_reckoned_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the others will fill looks free until they do."""
+    monkeypatch.setattr(forecast, "free_memory", lambda device: 25_000_000_000)
+    ONE.check_memory(CPU)
+    with pytest.raises(UserError, match="Memory does not suffice: 2 runs, each 1,000,000 steps x 12,400 bytes"):
+        replace(ONE, runs=2).check_memory(CPU)
+    assert State(TINY, None, together=3).forecast.memory == 3 * State(TINY, None).forecast.memory
 
 
 def test_too_little_disk_is_told_with_the_arithmetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from dreamer_lpm.types import UserError
 
 def pretend(monkeypatch: pytest.MonkeyPatch, *, cuda: bool, mps: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 * cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
 
@@ -137,6 +138,13 @@ def test_other_devices_and_single_threads_have_one_lane() -> None:
 def test_a_device_with_a_number_that_is_none() -> None:
     with pytest.raises(UserError, match="'cpu:x' is no device; name one as cpu, cuda or cuda:1"):
         pick_device("cpu:x")
+
+
+def test_a_card_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, cuda=True, mps=False)
+    assert pick_device("cuda:1").index == 1
+    with pytest.raises(UserError, match="There is no cuda:2 here: the last one is cuda:1"):
+        pick_device("cuda:2")
 
 
 @pytest.mark.parametrize("wanted", ["cuda", "cuda:0", "abacus"])

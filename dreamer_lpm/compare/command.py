@@ -36,7 +36,7 @@ def main(args: list[str]) -> int:
     options, rest = parser.parse_known_args(args)
     if {"-h", "--help"} & set(rest):
         print(parser.format_help())
-        print("Every option of dreamer-lpm train may follow, and holds for all cells:\n")
+        print("Every setting of dreamer-lpm train may follow, and holds for all cells:\n")
     plan = make_plan(
         file=options.grid,
         methods=options.methods,
@@ -54,7 +54,7 @@ def main(args: list[str]) -> int:
     with Locked(out) as lock:
         machine = plan.machine(known)
         write_grid(out, plan, machine, args)
-        jobs = options.jobs or jobs_for(machine)
+        jobs = options.jobs or jobs_for(plan, machine)
         if options.together is None:
             options.together = TOGETHER if machine.device == "cuda" else 1
         keys = list(plan.cells())
@@ -106,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _flags(rest: list[str], base: RunConfig) -> RunConfig:
+    if any(word.split("=")[0] == "--config" for word in rest):
+        raise UserError("A grid's settings stand in the file of --grid, under [common]; leave --config out.")
     cfg = tyro.cli(
         RunConfig, args=rest, default=base, prog=PROGRAM, description="", config=(tyro.conf.HelptextFromCommentsOff,)
     )

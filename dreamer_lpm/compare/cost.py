@@ -13,18 +13,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dreamer_lpm.capture import WARM_UP
 from dreamer_lpm.compare.plan import Key, Machine, Plan
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.forecast import free_memory
-from dreamer_lpm.machine import cores
+from dreamer_lpm.machine import cores, wait_for
 from dreamer_lpm.report.grid import Cell, Grid, read_grid
 from dreamer_lpm.state import State
 
-FRAME_BYTES = 64 * 64 * 3 + 128  # a step in the replay
 BASE_MEMORY = 0.6e9  # Python, torch and the env
 TIMED_UPDATES = 3
-RUN_MEMORY = 1.5e9  # bytes to keep free for each run on a CPU
-COPIES = 8  # of the weights on disk: the agent's file, and two checkpoints with the optimizer's two moments
 
 
 @dataclass(frozen=True)
@@ -56,28 +54,31 @@ def from_finished(cells: list[Cell]) -> Cost | None:
 def timed(cfg: RunConfig) -> Cost:
     """Time a few env steps and updates of ``cfg`` in this process. About: a machine that is busy is slower."""
     torch.set_num_threads(cfg.threads)
-    quiet = dataclasses.replace(  # no pictures; a replay that holds a sequence, however short the run
-        cfg, steps=max(cfg.steps, cfg.num_envs * cfg.seq_length),
-        tv=dataclasses.replace(cfg.tv, control=cfg.tv.control or "sham"),
-    )  # fmt: skip
-    state = State(quiet, None)
+    state = _begun(cfg)
     state.row = state.envs.reset_row()
     started = time.perf_counter()
     while len(state.replay) <= cfg.seq_length:
         state.observe("random")
         state.row = state.envs.step(state.action())
     per_step = (time.perf_counter() - started) / max(1, state.step)
-    state.learn()  # the first one pays for what later ones find ready
+    for _ in range(1 + WARM_UP if state.device.type == "cuda" else 1):  # they pay for what later ones find ready
+        state.learn()
+    wait_for(state.device)
     started = time.perf_counter()
     for _ in range(TIMED_UPDATES):
         state.learn()
+    wait_for(state.device)
     per_update = (time.perf_counter() - started) / TIMED_UPDATES
     updates = max(0, cfg.steps - cfg.prefill) / cfg.update_every
-    weights = sum(x.numel() * x.element_size() for x in state.agent.state_dict().values() if torch.is_tensor(x))
-    replay = min(cfg.steps, cfg.replay_capacity) * FRAME_BYTES
-    return Cost(
-        updates * per_update + cfg.steps * per_step, COPIES * weights + replay, BASE_MEMORY + 4 * weights + replay
-    )
+    seconds = updates * per_update + cfg.steps * per_step
+    return Cost(seconds, state.forecast.disk(cfg.keep_checkpoints), BASE_MEMORY + state.forecast.memory)
+
+
+def _begun(cfg: RunConfig) -> State:
+    """A run that has not moved, without pictures, and with a replay that holds a sequence, however short it is."""
+    steps = max(cfg.steps, cfg.num_envs * cfg.seq_length)
+    quiet = dataclasses.replace(cfg, steps=steps, tv=dataclasses.replace(cfg.tv, control=cfg.tv.control or "sham"))
+    return State(quiet, None)
 
 
 def free_disk(folder: Path) -> int:
@@ -88,26 +89,44 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def jobs_for(machine: Machine) -> int:
-    """Runs side by side: as cores and memory allow on a CPU; one on an accelerator, which one run can fill."""
+def jobs_for(plan: Plan, machine: Machine) -> int:
+    """Runs side by side: as cores and memory allow on a CPU; one on an accelerator, which one run can fill.
+
+    Raises UserError if there is not the memory for a single run.
+    """
     if machine.device != "cpu":
         return 1
-    at_work = cores() // machine.threads
-    memory = free_memory(torch.device("cpu"))
-    return max(1, at_work if memory is None else min(at_work, int(memory // RUN_MEMORY)))
+    at_work, memory = cores() // machine.threads, free_memory(torch.device("cpu"))
+    if at_work < 2 or memory is None:
+        return max(1, at_work)
+    return max(1, min(at_work, int(memory / _memory_of_a_run(plan, machine))))
+
+
+def _memory_of_a_run(plan: Plan, machine: Machine) -> float:
+    """Bytes of the run that takes most; of methods that differ in no size, the first speaks for all."""
+    kinds: dict[tuple[object, ...], RunConfig] = {}
+    for key in plan.cells():
+        cfg = machine.settle(plan.config(key))
+        kinds.setdefault((cfg.steps, cfg.replay_capacity, cfg.num_envs, cfg.agent.world, cfg.agent.behavior), cfg)
+    found = 0.0
+    for cfg in kinds.values():
+        state = _begun(cfg)
+        found = max(found, BASE_MEMORY + state.forecast.memory)
+        state.envs.close()
+    return found
 
 
 def dry_run(plan: Plan, out: Path, known: Machine | None, jobs: int) -> int:
     """Print what is to do and what it takes. Starts and writes nothing."""
     machine = known or plan.machine_alone()
-    jobs = jobs or jobs_for(machine)
     grid = read_grid(out) if known else None
     done = {c.folder.name for c in grid.finished} if grid else set()
     table = Table(title=f"{plan.common.env_name}: {len(plan.methods)} methods x {len(plan.arms)} arms x "
                   f"{len(plan.seeds)} seeds")  # fmt: skip
     for column in ("method", "cells to run", "env steps", "minutes each", "from"):
         table.add_column(column, justify="left" if column in ("method", "from") else "right")
-    total = seconds = disk = memory = 0.0
+    total = 0
+    seconds = longest = disk = memory = 0.0
     for method in plan.methods:
         keys = [k for k in plan.cells() if k.method == method and k.name not in done]
         if not keys:
@@ -119,17 +138,22 @@ def dry_run(plan: Plan, out: Path, known: Machine | None, jobs: int) -> int:
                       "finished cells" if cost.measured else "a short timing")  # fmt: skip
         total += len(keys)
         seconds += cost.seconds * len(keys)
+        longest = max(longest, cost.seconds)
         disk += cost.disk * len(keys)
         memory = max(memory, cost.memory)
     console = Console()
     console.print(table)
     for arm in plan.arms:
         console.print(f"{arm:<12} {plan.words(arm)}", markup=False, highlight=False, soft_wrap=True)
+    jobs = min(jobs or jobs_for(plan, machine), max(1, total))
+    if machine.device == "cpu":
+        needs = f", {memory * jobs / 1e9:.1f} GB of memory."
+    else:
+        needs = ". Those that learn as one on a GPU take a part of that time, which finished cells will tell."
     console.print(
-        f"{total:.0f} cells to run and {len(list(plan.cells())) - total:.0f} finished. "
-        f"About {seconds / 60 / jobs:,.0f} minutes with {jobs} side by side, "
-        f"{disk / 1e9:.1f} GB of disk at most ({free_disk(out) / 1e9:.0f} GB free), "
-        f"{memory * jobs / 1e9:.1f} GB of memory.",
+        f"{total} cells to run and {len(list(plan.cells())) - total} finished. "
+        f"About {max(longest, seconds / jobs) / 60:,.0f} minutes with {jobs} side by side, "
+        f"{disk / 1e9:.1f} GB of disk at most ({free_disk(out) / 1e9:.0f} GB free){needs}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
     return 0

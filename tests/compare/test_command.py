@@ -20,7 +20,7 @@ from dreamer_lpm import cli
 from dreamer_lpm.compare import cost
 from dreamer_lpm.compare.cost import Cost
 from dreamer_lpm.compare.folder import _python, cell_job
-from dreamer_lpm.compare.plan import Key, Machine
+from dreamer_lpm.compare.plan import Key, Machine, Plan, make_plan
 from dreamer_lpm.report.grid import read_grid
 from dreamer_lpm.report.html import grid_page
 from dreamer_lpm.state import State
@@ -330,6 +330,12 @@ def test_help_names_the_grids_options_and_the_runs(capsys: pytest.CaptureFixture
         assert word in text
 
 
+@pytest.mark.parametrize("words", ["--config mine.toml", "--config=mine.toml"])
+def test_a_runs_file_of_settings_is_no_grid(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(f"--methods none --arms sham --out g {words}") == 2
+    assert "A grid's settings stand in the file of --grid, under [common]; leave --config out." in one_line(capsys)
+
+
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 
@@ -407,7 +413,36 @@ def test_as_many_side_by_side_as_cores_and_memory_allow(
 ) -> None:
     monkeypatch.setattr(cost, "cores", lambda: 8)
     monkeypatch.setattr(cost, "free_memory", lambda device: gigabytes and gigabytes * 1e9)
-    assert cost.jobs_for(Machine(device, "fp32", threads)) == jobs
+    monkeypatch.setattr(cost, "_memory_of_a_run", lambda plan, machine: 1.5e9)
+    assert cost.jobs_for(a_plan(), Machine(device, "fp32", threads)) == jobs
+
+
+def a_plan(**more: Any) -> Plan:
+    """Of methods none, and lpm with another replay; ``more``: settings of all."""
+    file = Path("plan.toml")
+    file.write_text("[methods]\nnone = { curiosity = 'none' }\nlpm = { replay_capacity = 30_000 }\n")
+    return make_plan(
+        file=file, methods=None, arms=["sham"], seeds=2, preset_name=None, flags=lambda base: replace(TINY, **more)
+    )
+
+
+def test_the_memory_of_a_run_is_that_of_its_replay_and_its_weights() -> None:
+    row = 64 * 64 * 3
+    machine = Machine("cpu", "fp32", 1)
+    found = [cost._memory_of_a_run(a_plan(steps=steps), machine) for steps in (100, 10_000, 100_000)]
+    assert cost.BASE_MEMORY < found[0] < 1.1 * cost.BASE_MEMORY
+    assert 1.0 < (found[1] - found[0]) / (9_900 * row) < 1.1
+    assert 1.0 < (found[2] - found[0]) / (29_900 * row) < 1.1, "of the method that takes most"
+
+
+def test_more_places_than_cells_save_no_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cost, "timed", lambda cfg: Cost(600.0, 1e9, 2e9))
+    assert compare("--methods none lpm --arms sham --seeds 1 --out g --dry-run --jobs 8") == 0
+    assert "About 10 minutes with 2 side by side" in capsys.readouterr().out
+    assert compare("--methods none lpm lbs --arms sham --seeds 1 --out g --dry-run --jobs 2") == 0
+    assert "About 15 minutes with 2 side by side" in capsys.readouterr().out
 
 
 def test_cells_that_share_a_process(folder: Path) -> None:

@@ -10,6 +10,7 @@ that is cut off leaves what it measured.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import time
@@ -113,8 +114,7 @@ def one(log: Log, name: str, precision: str, *, graph: bool, compiled: bool = Fa
         row |= kernels(learner)
     log.put(f"{name} {precision} {'graph' if graph else 'eager'}{' compiled' * compiled}", row)
     del learner
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    _forget()
 
 
 def together(log: Log, count: int, precision: str, *, flock: bool, compiled: bool = False) -> None:
@@ -138,6 +138,12 @@ def together(log: Log, count: int, precision: str, *, flock: bool, compiled: boo
     row |= {"peak_memory": torch.cuda.max_memory_allocated()}
     log.put(f"{'flock' if flock else 'streams'} {count} {precision}{' compiled' * compiled}", row)
     del learners, learner
+    _forget()
+
+
+def _forget() -> None:
+    """Give back what the last learners had, so that the next are not charged for it: a State refers to itself."""
+    gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
 

@@ -58,9 +58,13 @@ class Flock:
     def _stacked(self, part: str) -> Tensors:
         """The tensors of one part of every state in one place, and the states with views of it."""
         held = [state.parts()[part] for state in self.states]
-        stacks = {key: torch.stack([tensors[key] for tensors in held]) for key in held[0]}
-        for i, state in enumerate(self.states):
-            state.hold(part, {key: x[i] for key, x in stacks.items()})
+        stacks = {}
+        for key in held[0]:
+            stacks[key] = torch.stack([tensors[key] for tensors in held])
+            for i, tensors in enumerate(held):  # before the next is stacked: a replay fills a device half
+                tensors[key] = stacks[key][i]
+        for state, tensors in zip(self.states, held, strict=True):
+            state.hold(part, tensors)
         return stacks
 
     def _stacked_agents(self) -> Tensors:
@@ -93,11 +97,12 @@ class Flock:
         return optimizer
 
     def dissolve(self) -> None:
-        """Every member goes its own way from now on."""
+        """Every member goes its own way from now on, and the flock is no more."""
         for state in self.states:
             for held in state.agent.optimizer.state.values():
                 held["step"] = held["step"].clone()
             state.forget_graphs()
+        vars(self).clear()  # what it recorded refers to it and it to that: its memory would wait for Python's collector
 
     # --- what the members do ------------------------------------------------------------------------------------------
 
@@ -115,7 +120,8 @@ class Flock:
             state.observed(Carry(Latent(deter[i], stoch[i]), action[i]), self._member(i))
 
     def _member(self, i: int) -> Callable[[], np.ndarray]:
-        return lambda: self._chosen.numpy()[i]
+        chosen = self._chosen
+        return lambda: chosen.numpy()[i]
 
     def learn(self) -> None:
         """As ``State.learn`` of every member. The first time each by itself: then all that is to stack is there."""

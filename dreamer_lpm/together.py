@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -13,7 +14,7 @@ from dreamer_lpm.flock import Flock, alike
 from dreamer_lpm.machine import pick_device
 from dreamer_lpm.noisy_tv import NoisyTVError
 from dreamer_lpm.report.screen import Screen
-from dreamer_lpm.train import LOG_FILE, Job, Report, Signals, Stopped, Wants, session
+from dreamer_lpm.train import LOG_FILE, Job, Report, Signals, Stopped, Wants, session, use_arithmetic
 from dreamer_lpm.types import UserError
 
 FLOCKS_ON = ("cuda",)  # devices; a CPU is busy with one agent
@@ -108,7 +109,8 @@ class _Flocks:
         """Do what members of a flock want, if they all want the same; of all others, note who waits."""
         for members, flock in list(self._flocks):
             if not all(run in runs and run.wants and run.wants.state in flock.states for run in members):
-                flock.dissolve()  # one has ended, or gone back to a checkpoint
+                with torch.cuda.stream(members[0].stream):  # after what was launched there
+                    flock.dissolve()  # one has ended, or gone back to a checkpoint
                 for run in members:
                     run.settled = False
                 self._flocks.remove((members, flock))
@@ -121,8 +123,9 @@ class _Flocks:
                 for run in members:
                     run.waits = run.wants is not None and run.wants.policy is None
                 continue
-            with torch.cuda.stream(members[0].stream):
-                (policy,) = wants
+            (policy,) = wants
+            with _heard_by(members), torch.cuda.stream(members[0].stream):
+                use_arithmetic(flock.model.cfg)
                 flock.learn() if policy is None else flock.observe(policy)
             for run in members:
                 run.wants = None
@@ -139,5 +142,18 @@ class _Flocks:
                     stream.wait_stream(run.stream)
                 run.stream, run.settled = stream, True
             if len(peers) > 1:
-                with torch.cuda.stream(stream):
-                    self._flocks.append(([run for run, _ in peers], Flock([state for _, state in peers])))
+                members = [run for run, _ in peers]
+                with _heard_by(members), torch.cuda.stream(stream):
+                    self._flocks.append((members, Flock([state for _, state in peers])))
+
+
+@contextmanager
+def _heard_by(members: Sequence[_Turns]) -> Iterator[None]:
+    """What goes wrong for all of them is theirs to hear of, when they go on, and no other run's."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  it is raised again, there
+        for run in members:
+            if run.wants:
+                run.wants.failed = error
+                run.wants = None

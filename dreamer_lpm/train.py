@@ -106,6 +106,7 @@ class Wants:
 
     def serve(self) -> None:
         """Do it. What goes wrong is the run's to hear of, when it goes on."""
+        use_arithmetic(self.state.cfg)
         try:
             if self.policy is None:
                 self.state.learn()
@@ -113,6 +114,12 @@ class Wants:
                 self.state.observe(self.policy)
         except Exception as error:  # noqa: BLE001  it is raised again, there
             self.failed = error
+
+
+def use_arithmetic(cfg: RunConfig) -> None:
+    """TF32 is a switch of the whole process: before each turn of a run it is set as that run wants it."""
+    if cfg.device == "cuda":
+        set_tf32(cfg.precision != "fp32")
 
 
 def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[Wants, None, Report]:
@@ -130,8 +137,7 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
         if job.team:
             job.team.check(cfg.batch_size)
         torch.set_num_threads(cfg.threads)
-        if cfg.device == "cuda":
-            set_tf32(cfg.precision != "fp32")
+        use_arithmetic(cfg)
         keep_freed_memory()
         spec = cfg.env().tv
         images, shown = job.pictures or pictures_of(spec, cfg.data_dir) or (None, None)
@@ -426,6 +432,7 @@ class _Run:
     def _want(self, policy: Policy | None) -> Iterator[Wants]:
         wants = Wants(self.state, policy)
         yield wants
+        use_arithmetic(self.cfg)
         if wants.failed:
             raise wants.failed
 
@@ -532,6 +539,7 @@ class _Run:
         nothing either way, so there is one such score and not two. None without a TV.
         """
         s = self.state
+        s.guard.ask()  # what is played is also written, and a device was not looked at since the last line of metrics
         self.bar.update(s.step, note="evaluating")
         how: Any = {"seed": EVAL_SEED, "watch": self._give_way, "workers": self.cfg.env_workers}
         scores = evaluate(s.agent, self._make(tv_on=True), episodes=episodes, **how)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +94,24 @@ def test_in_every_kind_of_run(change: dict[str, object]) -> None:
 def test_it_can_be_recorded(curiosity: str) -> None:
     cfg = replace(WITH_TV, agent=replace(TINY.agent, curiosity=curiosity))
     assert_close(played(cfg, together=True, recorded=True), played(cfg, together=False))
+
+
+def test_a_flock_that_is_dissolved_keeps_nothing() -> None:
+    """Its stacks are half a device's memory, and the next one's come to lie beside them."""
+    states = [begun(TINY, seed) for seed in range(2)]
+    flock = Flock(states)
+    for i in range(STEPS):
+        step(states, i, flock)
+    held = [weakref.ref(flock), weakref.ref(flock._parts["replay"]["obs"]), weakref.ref(flock._optimizer)]
+    gc.disable()
+    try:
+        flock.dissolve()
+        del flock
+        after = Flock(states)
+        step(states, STEPS, after)
+        assert [ref() for ref in held] == [None] * len(held)
+    finally:
+        gc.enable()
 
 
 def test_what_is_on_disk_and_at_wandb_is_remembered() -> None:

@@ -6,7 +6,8 @@ import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from dreamer_lpm.noisy_tv import TVImages, load_images
 from dreamer_lpm.report.metrics import read_metrics
 from dreamer_lpm.state import State
 from dreamer_lpm.together import train_together
-from dreamer_lpm.train import Job, Report, Stopped, train
+from dreamer_lpm.train import Job, Report, Stopped, Wants, train
 from dreamer_lpm.types import NotFinite, UserError
 from tests.tiny_run import TINY, WITH_TV
 
@@ -131,6 +132,35 @@ def test_one_that_breaks_leaves_the_others(tmp_path: Path, monkeypatch: pytest.M
     results = train_together(asked)
     assert [type(result) for result in results] == [Report, RuntimeError, Report]
     assert "RuntimeError: the simulator is gone" in (asked[1].run_dir / "log.txt").read_text()
+
+
+def test_each_run_computes_in_its_own_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32 is a switch of the process, and the others in it may want it otherwise."""
+    on: list[bool] = []
+    monkeypatch.setattr(train_module, "set_tf32", on.append)
+    for precision in ("fp32", "tf32", "fp32"):
+        cfg = SimpleNamespace(device="cuda", precision=precision)
+        learned: list[int] = []
+        state = SimpleNamespace(cfg=cfg, learn=lambda learned=learned: learned.append(len(on)))
+        Wants(cast(State, state), None).serve()
+        assert learned == [len(on)], "set before it learns"
+    assert on == [False, True, False]
+
+
+@pytest.mark.parametrize("where", ["learn", "_stacked_agents"])
+def test_a_flock_that_fails_leaves_the_others(
+    tmp_path: Path, flocks: Counter[int], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """A device that is full when several learn as one is no fault of the run that has no like."""
+
+    def full(self: Flock) -> None:
+        raise torch.OutOfMemoryError("planted")
+
+    monkeypatch.setattr(Flock, where, full)
+    asked = jobs(tmp_path, *SEEDS, OTHER)
+    results = train_together(asked)
+    assert [type(result) for result in results] == [torch.OutOfMemoryError] * 3 + [Report]
+    assert "OutOfMemoryError: planted" in (asked[1].run_dir / "log.txt").read_text()
 
 
 def test_one_that_fails_leaves_the_others(

@@ -167,9 +167,12 @@ class RSSM(nn.Module):
         if not self.written_out:
             return self._observe_plainly(start, action_in, embed_in, keep, is_first, noise)
         kind = ManyFilters if self.together else Filter
+        # Detached: no gradient goes there, and if autograd were told of them here, it would wait, on this stream, for
+        # the gate's own loss on another.
+        gate = () if self.gate is None else tuple(x.detach() for x in self.gate.tensors())
         deter, stoch, post, prior, look = kind.apply(  # type: ignore[no-untyped-call]
             How(self.fused), start.deter, start.stoch, action_in, embed_in, keep, noise.exp(), is_first,
-            self.cfg.unimix, *self._weights(), *(() if self.gate is None else self.gate.tensors()),
+            self.cfg.unimix, *self._weights(), *gate,
         )  # fmt: skip
         return Latent(deter, stoch), torch.log(post), torch.log(prior), look
 

@@ -14,6 +14,7 @@ import torch
 from gymnasium.envs.classic_control import CartPoleEnv
 
 from dreamer_lpm import checkpoint
+from dreamer_lpm import guard as guard_module
 from dreamer_lpm.agent import Agent
 from dreamer_lpm.guard import check_finite
 from dreamer_lpm.state import State
@@ -178,6 +179,15 @@ def test_a_run_without_a_checkpoint_goes_back_to_its_beginning(
     got = everything(tmp_path)
     got["tally"]["rollbacks"] = 0
     assert differences(got, undisturbed) == []
+
+
+def test_no_agent_is_played_or_written_that_nobody_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device tells only when it is asked, and with neither metrics nor checkpoints nobody else would ask."""
+    monkeypatch.setattr(guard_module, "TOLD_AT_ONCE", ())
+    in_loss(monkeypatch, math.nan, 1)
+    report = train(replace(CFG, checkpoint_every=0, log_every=1000), tmp_path)
+    assert report.summary["rollbacks"] == 1
+    check_finite(torch.load(report.agent, weights_only=True)["weights"])
 
 
 def weights(state: State) -> torch.Tensor:

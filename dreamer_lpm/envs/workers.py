@@ -211,18 +211,21 @@ def serve(handle: int) -> None:
     with Connection(handle) as pipe, suppress(EOFError, OSError):
         count = pipe.recv()
         envs: list[gym.Env[Any, Any]] = []
-        pipe.send(_attempt(lambda: _make(pipe.recv_bytes(), count, envs)))
-        while envs:
-            index, task, argument = pipe.recv()
-            pipe.send(_attempt(lambda: _do(envs[index], task, argument)))  # noqa: B023  called at once
+        order = pipe.recv_bytes()
+        try:
+            pipe.send(_attempt(lambda: _make(order, count, envs)))
+            while len(envs) == count:
+                index, task, argument = pipe.recv()
+                pipe.send(_attempt(lambda: _do(envs[index], task, argument)))  # noqa: B023  called at once
+        finally:
+            for env in envs:
+                _attempt(env.close)
 
 
 def _attempt(what: Callable[[], Any]) -> tuple[bool, Any]:
     """Whether it went well, and the result or the exception."""
     try:
         return True, what()
-    except (EOFError, OSError):
-        raise
     except Exception as error:  # noqa: BLE001  to be raised on the other side
         error.add_note(traceback.format_exc())
         try:
@@ -234,7 +237,8 @@ def _attempt(what: Callable[[], Any]) -> tuple[bool, Any]:
 
 def _make(order: bytes, count: int, envs: list[gym.Env[Any, Any]]) -> tuple[str, gym.Space[Any], gym.Space[Any]]:
     make = pickle.loads(order)
-    envs += [make() for _ in range(count)]
+    for _ in range(count):
+        envs.append(make())
     return env_name(envs[0]), envs[0].observation_space, envs[0].action_space
 
 

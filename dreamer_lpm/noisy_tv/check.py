@@ -41,6 +41,7 @@ def check_tv(env: gym.Env[Any, Any], *, steps: int = 64, seed: int = 0) -> None:
       ``tv_on`` follows from it.
     - ``tv_on`` is the truth: with the TV on the frame differs from the sham's inside of ``tv_mask``, which is the
       region of the spec, and nowhere else; with the TV off they are equal. ``tv_new`` tells when its picture changed.
+    - Frames are of the space; no more pictures are shown than the spec's ``pool`` holds.
     - The TV comes on at all, unless it is a control.
 
     Any library may have built ``env``, as long as a NoisyTV is among its Gymnasium wrappers. What is wrapped around the
@@ -63,6 +64,9 @@ def check_tv(env: gym.Env[Any, Any], *, steps: int = 64, seed: int = 0) -> None:
         _check_trigger(tv, moment, clean, before, where)
         _check_picture(moment, clean, before, sham.mask, where)
         before = moment
+    pictures = {moment.frame[sham.mask].tobytes() for moment in shown if moment.info["tv_on"]}
+    if tv.tv.pool is not None and len(pictures) > tv.tv.pool:
+        raise NoisyTVError(f"the TV showed {len(pictures)} pictures in {steps} steps, and its pool holds {tv.tv.pool}")
     if tv.tv.control is None and not any(moment.info["tv_on"] for moment in shown):
         if tv.tv.trigger == "passive" and tv.tv.probability == 0:
             return
@@ -75,19 +79,21 @@ def check_tv(env: gym.Env[Any, Any], *, steps: int = 64, seed: int = 0) -> None:
 def measure_chance(env: gym.Env[Any, Any], *, steps: int = 1000, seed: int = 0) -> float:
     """Share of TV steps, in [0, 1], of ``steps`` uniformly random actions in ``env``: resets are no steps.
 
-    For the trigger "state", whose chance level no formula gives. The env is left in the middle of an episode. Raises
-    NoisyTVError if there is no TV in ``env``.
+    For the trigger "state", whose chance level no formula gives. Wrappers around the TV have their say. The env is left
+    in the middle of an episode. Raises NoisyTVError if there is no TV in ``env``, or not one step to count.
     """
-    tv = _find(env)
+    _find(env)
     shown, over = [], True
-    for t, action in enumerate(_random_actions(tv, steps, seed)):
+    for t, action in enumerate(_random_actions(env, steps, seed)):
         if over:
-            tv.reset(seed=seed + t)
+            env.reset(seed=seed + t)
             over = False
         else:
-            _, _, terminated, truncated, info = tv.step(action)
+            _, _, terminated, truncated, info = env.step(action)
             shown.append(info["tv_on"])
-            over = terminated or truncated
+            over = bool(terminated or truncated)
+    if not shown:
+        raise NoisyTVError(f"{steps} steps hold no step of random play, for the first is a reset: ask for more")
     return float(np.mean(shown))
 
 
@@ -132,8 +138,13 @@ def _world() -> tuple[bytes, int]:
 
 def _played_twice(env: NoisyTV, actions: list[Any], seed: int, name: str) -> list[_Moment]:
     first = list(_play(env, actions, seed))
+    space = env.observation_space
     for t, (one, two) in enumerate(zip(first, _play(env, actions, seed), strict=True)):
         _check_told(one, t)
+        if (one.frame.shape, one.frame.dtype) != (space.shape, space.dtype):
+            raise NoisyTVError(
+                f"{name} gave a frame of {one.frame.dtype} {one.frame.shape} in step {t}, not of {space}"
+            )
         told = [moment.info[key] for moment in (one, two) for key in _KEYS]
         if (one.reward, one.ends, told[:3]) != (two.reward, two.ends, told[3:]) or (one.frame != two.frame).any():
             raise NoisyTVError(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dreamer_lpm.noisy_tv.condition import Condition, parse
 from dreamer_lpm.noisy_tv.errors import NoisyTVError
-from dreamer_lpm.noisy_tv.images import ImageSource, load_images, pooled
+from dreamer_lpm.noisy_tv.images import ImageSource, TVImages, load_images, pooled
 from dreamer_lpm.noisy_tv.spec import REMOTE_FIRES_ABOVE, TVSpec, row_of, unsupported
 
 Frame = NDArray[np.uint8]  # (H, W, 3)
@@ -42,6 +42,7 @@ class NoisyTV(gym.Wrapper[Frame, Any, Frame, Any], gym.utils.RecordConstructorAr
     Attributes:
         tv: the spec.
         mask: bool (H, W), read-only: the region, whether or not something is shown there.
+        shown: which pictures ``spec.source`` came to, and why; None for a control, or where ``images`` was given.
         when: the condition of the trigger "state"; None for the other triggers.
     """
 
@@ -54,6 +55,7 @@ class NoisyTV(gym.Wrapper[Frame, Any, Frame, Any], gym.utils.RecordConstructorAr
     ) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, _disable_deepcopy=True, spec=spec, images=images, when=when)
         super().__init__(env)
+        _check_beneath(env)
         self.tv = spec = spec or TVSpec()
         self.when = _condition(spec, when)
         height, width = _frame_size(env.observation_space)
@@ -63,9 +65,11 @@ class NoisyTV(gym.Wrapper[Frame, Any, Frame, Any], gym.utils.RecordConstructorAr
         self.mask[self._window] = True
         self.mask.flags.writeable = False
         self._images: ImageSource | None = None
+        self.shown: TVImages | None = None
         if spec.control is None:
-            drawn = load_images(spec.source)[0] if images is None else images
-            self._images = pooled(drawn, spec.pool)
+            if images is None:
+                images, self.shown = load_images(spec.source)
+            self._images = pooled(images, spec.pool)
         self._rng, self._coin = np.random.default_rng(), np.random.default_rng()
         self._picture: Frame | None = None
 
@@ -297,6 +301,16 @@ def add_tv(
         if isinstance(env.action_space, space):
             return wrapper(env, spec, images, when)
     raise unsupported(env.action_space)
+
+
+def _check_beneath(env: gym.Env[Any, Any]) -> None:
+    """Raises NoisyTVError for wrappers that belong outside of a TV, or once into an env."""
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, NoisyTV):
+            raise NoisyTVError("there is a TV in this env already, and neither could tell the truth of the other's")
+        if isinstance(env, gym.wrappers.Autoreset):
+            raise NoisyTVError("the TV would not notice the resets of an Autoreset beneath it: put that one outside")
+        env = env.env
 
 
 def _condition(spec: TVSpec, when: Condition | None) -> Condition | None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dreamer_lpm.envs import check_env
+from dreamer_lpm.noisy_tv import TVSpec, add_tv
 from dreamer_lpm.types import UserError
 from tests.probes.counter_env import CounterEnv
 
@@ -101,6 +102,13 @@ def test_a_planted_breach_is_found(cls: type[CounterEnv], breach: str) -> None:
     with pytest.raises(UserError, match=breach) as error:
         check_env(cls())
     assert "\n" not in str(error.value)
+
+
+def test_a_frozen_picture_is_found_behind_a_tv_too() -> None:
+    spec = TVSpec(source="static", trigger="passive", probability=0.5)
+    check_env(add_tv(CounterEnv(), spec))
+    with pytest.raises(UserError, match="did not change in 64 steps"):
+        check_env(add_tv(Frozen(), spec))
 
 
 def test_an_env_that_make_env_did_not_build_is_told_to() -> None:

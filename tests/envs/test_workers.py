@@ -53,6 +53,8 @@ class Faulty(CounterEnv):
             time.sleep(1000)
         if order == "raise":
             raise KeyError("the env's own words")
+        if order == "oserror":
+            raise FileNotFoundError("level_2.png")
         return obs, np.nan if order == "nan" else reward, terminated, truncated, info
 
 
@@ -230,7 +232,7 @@ def test_one_that_dies_again_and_again_ends_the_run_with_one_sentence(tmp_path: 
 
 
 def test_what_an_env_raises_comes_through(tmp_path: Path) -> None:
-    for order, error in (("nan", NotFinite), ("raise", KeyError)):
+    for order, error in (("nan", NotFinite), ("raise", KeyError), ("oserror", FileNotFoundError)):
         (tmp_path / "orders").write_text(order)
         with closing(Envs(partial(Faulty, tmp_path / "orders"), 1, 5, workers=1)) as envs:
             envs.reset_row()
@@ -245,6 +247,22 @@ def test_what_an_env_raises_comes_through(tmp_path: Path) -> None:
         Envs(lambda: CounterEnv(), 1, 0, workers=1)
     with pytest.raises(UserError, match="env_workers must be 0 or more, not -1"):
         Envs(CounterEnv, 1, 0, workers=-1)
+
+
+class Telling(CounterEnv):
+    """Notes its end in a file."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def close(self) -> None:
+        (self.folder / f"closed-{os.getpid()}-{id(self)}").touch()
+
+
+def test_envs_are_closed_with_their_worker(tmp_path: Path) -> None:
+    Envs(partial(Telling, tmp_path), 3, 0, workers=2).close()
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_workers_do_without_torch() -> None:

@@ -1,5 +1,6 @@
 """A small env whose picture tells its state, and mistakes to plant in the TV before it."""
 
+import dataclasses
 from typing import Any
 
 import gymnasium as gym
@@ -185,3 +186,19 @@ class Greyish(NoisyTVWrapperDiscrete):
     def __init__(self, *args):
         super().__init__(*args)
         self.observation_space = gym.spaces.Box(0, 255, (HEIGHT, WIDTH, 3), np.float32)
+
+
+class FloatFrames(NoisyTVWrapperDiscrete):
+    """Planted mistake: frames of another kind than the space says."""
+
+    def step(self, action):
+        frame, *answer = super().step(action)
+        return frame.astype(np.float32), *answer
+
+
+class ForgetsThePool(NoisyTVWrapperDiscrete):
+    """Planted mistake: pictures without end, whatever the spec's pool."""
+
+    def __init__(self, env, spec, images):
+        super().__init__(env, dataclasses.replace(spec, pool=2), images)
+        self._images = images

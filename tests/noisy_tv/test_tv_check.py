@@ -71,6 +71,8 @@ class DrawsItsOwn(Drift):
         (drift.NumpyFlags, r'info\["tv_on"\] is 0.0 in step 1: it must be a bool'),
         (drift.ExtraButton, r"actions are Discrete\(4, start=5\), those of its trigger Discrete\(3, start=5\)"),
         (drift.Greyish, "the TV changed the observation space"),
+        (drift.FloatFrames, r"The TV gave a frame of float32 \(\d+, \d+, 3\) in step 1, not of Box"),
+        (drift.ForgetsThePool, r"the TV showed \d+ pictures in 64 steps, and its pool holds 2"),
     ],
 )
 def test_a_planted_mistake_is_found(mistake, breach):
@@ -136,6 +138,16 @@ def test_the_tv_may_be_wrapped_further_and_nobody_notices_the_check():
 def test_the_measured_chance_is_that_of_the_formula_where_there_is_one():
     env = tv(TVSpec(source="static"), SWITCHES)
     assert measure_chance(env, steps=4000) == pytest.approx(env.tv.chance_level(SWITCHES), abs=0.02)
+
+
+def test_the_measured_chance_is_that_of_the_env_as_it_is_wrapped():
+    late = TVSpec(source="static", trigger="state", when="state[1] > 4")
+    assert measure_chance(gym.wrappers.TimeLimit(tv(late), 4), steps=100) == 0 < measure_chance(tv(late), steps=100)
+
+
+def test_without_a_step_there_is_no_chance():
+    with pytest.raises(NoisyTVError, match="1 steps hold no step of random play"):
+        measure_chance(tv(STATIC), steps=1)
 
 
 def test_the_measured_chance_of_a_state_counts_steps_and_no_resets():

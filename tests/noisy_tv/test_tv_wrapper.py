@@ -18,7 +18,7 @@ from dreamer_lpm.noisy_tv import (
     TVSpec,
     add_tv,
 )
-from dreamer_lpm.noisy_tv.images import Collection, Pool
+from dreamer_lpm.noisy_tv.images import Collection, Pool, static
 from tests.noisy_tv.drift import (
     HEIGHT,
     PUSHES,
@@ -553,3 +553,17 @@ def test_pendulum_swings_the_same_with_and_without_the_tv():
     assert clean_outcome[2] is True  # truncated, both
     clean.close()
     noisy.close()
+
+
+def test_wrappers_that_belong_elsewhere_are_refused():
+    with pytest.raises(NoisyTVError, match="there is a TV in this env already"):
+        add_tv(gym.wrappers.TimeLimit(tv(TVSpec(source="static")), 9), TVSpec(source="static"))
+    with pytest.raises(NoisyTVError, match="would not notice the resets of an Autoreset beneath it"):
+        add_tv(gym.wrappers.Autoreset(Drift(PUSHES)), TVSpec(source="static"))
+
+
+def test_it_tells_what_its_pictures_are():
+    env = add_tv(Drift(PUSHES), TVSpec(source="static"))
+    assert (env.shown.requested, env.shown.used) == ("static", "static")
+    assert tv(TVSpec(source="static", control="sham")).shown is None
+    assert add_tv(Drift(PUSHES), TVSpec(), static).shown is None, "whoever gave them knows"

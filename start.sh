@@ -15,11 +15,12 @@ Builds the Dreamer-LPM image, starts its container and opens a shell in it, or r
   ./start.sh -- python3 train_lpm.py --steps 10000 --noisy-tv
 
 The GPU is used where nvidia-smi works and Docker has the NVIDIA runtime, the CPU elsewhere.
-The container stays up afterwards, so the same command enters it again. Results lie in runs/ and videos/.
+The container stays up afterwards, so the same command enters it again, as it is: to build it anew, --stop it first.
+Results lie in runs/ and videos/.
 
   --cpu    use the CPU, even where there is a GPU
   --gpu    use the GPU, or say what is missing for it
-  --stop   stop and remove the container
+  --stop   stop and remove the container; runs in it are saved
   --help   this text
 
 Environment: LPM_RUNS, LPM_VIDEOS, LPM_DATA (folders to use instead of ./runs, ./videos, ./data),
@@ -113,8 +114,11 @@ main() {
   [[ "$service" != lpm-gpu ]] || export COMPOSE_PROFILES=gpu
   echo "start.sh: using the $([[ "$service" == lpm-gpu ]] && echo GPU || echo CPU)" >&2
   prepare_folders
-  docker compose build "$service" || fail "$NOT_BUILT" "the image could not be built: the lines above say why"
-  docker compose up --detach "$service" || fail "$NOT_BUILT" "the container could not be started: the lines above say why (is a port taken, try ./start.sh --stop or LPM_TENSORBOARD_PORT=6007)"
+  # One that is up may have a run in it, which `up` would end where an edit has made another image.
+  if [[ -z "$(docker compose ps --status running --quiet "$service")" ]]; then
+    docker compose build "$service" || fail "$NOT_BUILT" "the image could not be built: the lines above say why"
+    docker compose up --detach "$service" || fail "$NOT_BUILT" "the container could not be started: the lines above say why (is a port taken, try ./start.sh --stop or LPM_TENSORBOARD_PORT=6007)"
+  fi
 
   # A terminal is wanted only where there is one, so that this works in a pipe and from cron too.
   [[ -t 0 && -t 1 ]] || exec_options=(-T)

@@ -1,10 +1,14 @@
 """Dockerfile and docker-compose.yml say what pyproject.toml says, and the container mounts what a run writes."""
 
 import fnmatch
+import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +183,41 @@ def test_ports_are_open_to_this_machine_only(service: str, compose: dict[str, An
     ports = compose["services"][service]["ports"]
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+INIT = """
+{command} & kept=$!
+trap 'kill -TERM $kept' TERM
+{python} -c '{run}' &
+while kill -0 $kept 2> /dev/null; do wait $kept; done
+"""
+RUN = """
+import pathlib, signal, time
+told = []
+for signum in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(signum, lambda *_: told.append(1))
+pathlib.Path("begun").touch()
+while not told:
+    time.sleep(0.01)
+time.sleep(0.5)
+pathlib.Path("saved").touch()
+"""
+
+
+def test_a_stop_waits_for_the_runs_in_the_container(compose: dict[str, Any], tmp_path: Path) -> None:
+    """In a container's stead: a namespace of processes, with a shell as its init, which ends with what it started."""
+    command = shlex.join(compose["services"]["lpm"]["command"]).replace("$$", "$")
+    (tmp_path / "init").write_text(INIT.format(command=command, python=shlex.quote(sys.executable), run=RUN))
+    alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    if not shutil.which("unshare") or subprocess.run([*alone, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no namespaces of processes here")
+    # unshare forks; the pid that its child has out here is asked of the kernel.
+    with subprocess.Popen([*alone, "bash", "init"], cwd=tmp_path) as outer:
+        end = time.monotonic() + 60
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        [inner] = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
+        os.kill(int(inner), signal.SIGTERM)
+        outer.wait(60)
+    assert (tmp_path / "saved").exists()

@@ -14,6 +14,7 @@ FAKE_DOCKER = """#!/bin/sh
 echo "docker $*" >> "$CALLS"
 case "$1 $2" in
   "compose version") exit "${COMPOSE_VERSION_CODE:-0}" ;;
+  "compose ps") echo "${RUNNING:-}" ;;
   "compose build") exit "${BUILD_CODE:-0}" ;;
   "compose up") echo "as ${LPM_UID}:${LPM_GID}, profiles ${COMPOSE_PROFILES:-none}" >> "$CALLS"; exit "${UP_CODE:-0}" ;;
   "compose exec") [ -z "${SAY_RUNS:-}" ] || echo "runs are in $LPM_RUNS" >> "$CALLS"; exit "${EXEC_CODE:-0}" ;;
@@ -124,6 +125,13 @@ def test_cpu_where_there_is_no_gpu(start: Start) -> None:
         f"as {os.getuid()}:{os.getgid()}, profiles none",
         "docker compose exec -T lpm bash",
     ]
+
+
+def test_a_container_that_is_up_is_entered_as_it_is(start: Start) -> None:
+    """A run may be going on in it."""
+    outcome = start(RUNNING="0123abcd")
+    assert outcome.calls[-2:] == ["docker compose ps --status running --quiet lpm", "docker compose exec -T lpm bash"]
+    assert not [call for call in outcome.calls if " build " in call or " up " in call]
 
 
 def test_gpu_where_driver_and_runtime_are_there(start: Start) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from dreamer_lpm.noisy_tv import NoisyTVError
-from dreamer_lpm.types import UserError
+from dreamer_lpm.types import UserError, is_the_machines
 
 Command = Callable[[list[str]], int]
 COMMANDS = {
@@ -65,12 +65,13 @@ def _command(name: str) -> Command:
 
 
 def _guard(command: Command, args: list[str]) -> int:
-    """Run a command; a user's mistake becomes one line and status 2, a stop becomes the shell's 128 + signal."""
+    """Run a command. A user's mistake becomes one line and status 2, a fault of the machine's one line and status 1, a
+    stop the shell's 128 + signal."""
     try:
         return command(args)
-    except (UserError, NoisyTVError, OSError) as error:  # OSError: no such folder, no permission, a full disk
+    except (UserError, NoisyTVError, OSError) as error:
         print("error:", *str(error).split(), file=sys.stderr)
-        return 2
+        return 1 if is_the_machines(error) else 2
     except _out_of_memory():
         return _too_large()
     except RuntimeError as error:  # torch's for the memory of a CPU

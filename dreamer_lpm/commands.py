@@ -33,7 +33,7 @@ from dreamer_lpm.settings import from_plain, read_file, read_seeds, to_plain
 from dreamer_lpm.team import Team, joined
 from dreamer_lpm.together import train_together
 from dreamer_lpm.train import CONFIG_FILE, EVAL_SEED, Job, Report, Stopped, pictures_of, read_config, train
-from dreamer_lpm.types import UserError
+from dreamer_lpm.types import UserError, is_the_machines
 
 # What may differ between a run and its continuation; anything else would make it another run.
 CHANGEABLE = {
@@ -187,7 +187,8 @@ def _train_many(jobs: list[Job], again: str = "") -> int:
     if stops:
         return 128 + stops[0]
     errors = [result for result in results if isinstance(result, Exception)]
-    return 0 if not errors else MISTAKE if all(isinstance(e, UserError | NoisyTVError) for e in errors) else 1
+    mistakes = [e for e in errors if isinstance(e, UserError | NoisyTVError) and not is_the_machines(e)]
+    return 0 if not errors else MISTAKE if len(mistakes) == len(errors) else 1
 
 
 def _first_options(program: str) -> argparse.ArgumentParser:

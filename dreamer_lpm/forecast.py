@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
+from dreamer_lpm.machine import cgroups
 from dreamer_lpm.types import UserError
 
-CGROUP = Path("/sys/fs/cgroup")
-MEMINFO = Path("/proc/meminfo")
+MEMINFO, OWN_PAGES = Path("/proc/meminfo"), Path("/proc/self/statm")
 SPARE = 1 << 28  # bytes of a process with nothing in it, and of room that a disk should keep
 
 
@@ -40,6 +40,8 @@ class Forecast:
     def check_memory(self, device: torch.device) -> None:
         """Raises UserError, with the arithmetic, if the device has less memory than the run takes."""
         there = free_memory(device)
+        if there is not None:
+            there += _held(device)
         several = f"{self.runs} runs, each " if self.runs > 1 else ""
         if there is not None and self.memory + SPARE > there:
             raise UserError(
@@ -71,20 +73,30 @@ def free_memory(device: torch.device) -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     words = next((line.split() for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable")), None)
     known = [] if words is None else [int(words[1]) * 1024]
-    if (left := _left_to_container()) is not None:
-        known.append(left)
+    known += [left for group in cgroups() if (left := _left_to(group)) is not None]
     return min(known, default=None)
 
 
-def _left_to_container() -> int | None:
-    """What a container may still take (cgroup v2). Cached files count as used there, but the kernel gives them up."""
+def _left_to(group: Path) -> int | None:
+    """What a control group may still take. Cached files count as used there, but the kernel gives them up."""
     try:
-        limit = (CGROUP / "memory.max").read_text().strip()
-        used = int((CGROUP / "memory.current").read_text())
-        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except OSError:
         return None
     return None if limit == "max" else int(limit) - used + int(stat.get("inactive_file", 0))
+
+
+def _held(device: torch.device) -> int:
+    """Bytes that count as taken and are this process's own.
+
+    What its runs have filled already is part of what they come to, and what an earlier session of a run gave back, the
+    allocator keeps for the next.
+    """
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(OWN_PAGES.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if sys.platform == "linux" else 0
 
 
 def _used(folder: Path) -> int:

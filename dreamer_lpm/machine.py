@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -22,7 +22,7 @@ from dreamer_lpm.types import UserError
 Precision = Literal["fp32", "tf32", "bf16"]
 X = TypeVar("X")
 Y = TypeVar("Y")
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # "quota period" in microseconds, or "max period"
+CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -98,12 +98,26 @@ def cores() -> int:
     """
     if sys.platform != "linux":
         return os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0))
+    found = [len(os.sched_getaffinity(0))]
+    for group in cgroups():
+        with suppress(OSError, ValueError):  # "quota period" in microseconds, or "max period"
+            quota, period = map(int, (group / "cpu.max").read_text(encoding="utf-8").split())
+            found.append(math.ceil(quota / period))
+    return min(found)
+
+
+def cgroups() -> list[Path]:
+    """Folders of the control groups (v2) that this process is in, from its own up to the root's: each may limit it.
+
+    A container that is shown its own group as the root has that one alone.
+    """
     try:
-        quota, period = CPU_MAX.read_text(encoding="utf-8").split()
-    except (OSError, ValueError):
-        return allowed
-    return allowed if quota == "max" else min(allowed, math.ceil(int(quota) / int(period)))
+        lines = OWN_CGROUP.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    path = next((line[len("0::/") :] for line in lines if line.startswith("0::/")), "")
+    own = CGROUPS if ".." in path else CGROUPS / path  # "..": a group beside the one that is shown as the root
+    return [own, *(folder for folder in own.parents if folder.is_relative_to(CGROUPS))]
 
 
 @contextmanager

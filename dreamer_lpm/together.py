@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -76,8 +76,14 @@ class _Turns:
             except Exception as error:  # noqa: BLE001  whatever it is, the others go on
                 self.result = error
                 if not isinstance(error, UserError | NoisyTVError | OSError | Stopped):
-                    with (self.job.run_dir / LOG_FILE).open("a") as log:
-                        traceback.print_exc(file=log)
+                    self._write_down()
+
+    def _write_down(self) -> None:
+        """The traceback, in the run's log; without a word where the disk is full."""
+        with suppress(OSError):
+            self.job.run_dir.mkdir(parents=True, exist_ok=True)  # gone, if nothing had come of it
+            with (self.job.run_dir / LOG_FILE).open("a") as log:
+                traceback.print_exc(file=log)
 
     def serve(self) -> None:
         """What it wants, for it alone, unless it waits for others."""

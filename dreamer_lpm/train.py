@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -282,7 +282,9 @@ class _Session:
         where = f"step {state.step:,}, {str(found).rstrip('.')}"
         kept = ""
         if found.batch is not None:
-            kept = f" What it learned from is in {save_batch(self.run_dir / 'not_finite', state.step, found.batch)}."
+            with suppress(OSError):  # a full disk is no reason not to go back
+                path = save_batch(self.run_dir / "not_finite", state.step, found.batch)
+                kept = f" What it learned from is in {path}."
         count = state.tally.rollbacks + 1
         if count <= self.cfg.rollbacks:
             rates = f"{self.cfg.rollback_lr**count:g} of the learning rates"
@@ -550,20 +552,27 @@ class _Run:
             off = scores if same else evaluate(s.agent, make, episodes=episodes, **how)
         for line in [*scores.news, *(off.news if off and off is not scores else ())]:
             self.bar.say(f"{line} It was evaluating: its episodes ended there.")
-        trace = None
-        if self.cfg.pictures:
-            title = f"{self.run_dir.name} after {s.step:,} steps"
-            make, has_tv = self._make(tv_on=True), self.cfg.noisy_tv
-            trace = record(s.agent, make, title=title, has_tv=has_tv, **how)
+        video = self._film(how) if self.cfg.pictures else None
         # Only now, so that whoever is stopped before has evaluated nothing, and evaluates when he goes on.
         s.tally.evaluated = s.step
         self.log.write(s.step, "eval", {"arm": "as_trained", **scores.row(has_tv=self.cfg.noisy_tv)})
         if off:
             self.log.write(s.step, "eval", {"arm": "tv_off", **off.row()})
-        path = self.run_dir / "videos" / f"eval_iter_{s.step}_ep_0.mp4"
-        video = episode_video(path, trace) if trace else None
         self.bar.say(f"{s.step:,} steps: evaluation return {np.mean(scores.returns):.1f} (mean of {episodes})")
         return scores, off, video
+
+    def _film(self, how: dict[str, Any]) -> Path | None:
+        """An episode as an MP4; None, with a word, where it cannot be written: training is worth more."""
+        s = self.state
+        title = f"{self.run_dir.name} after {s.step:,} steps"
+        trace = record(s.agent, self._make(tv_on=True), title=title, has_tv=self.cfg.noisy_tv, **how)
+        path = self.run_dir / "videos" / f"eval_iter_{s.step}_ep_0.mp4"
+        try:
+            return episode_video(path, trace, watch=self._give_way)
+        except OSError as error:
+            self._give_way()  # whoever stops all processes stops the encoder too
+            self.bar.say(f"No film: {error}")
+            return None
 
     def _save(self) -> None:
         if self.state.tally.saved == self.state.step:

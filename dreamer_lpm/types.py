@@ -18,6 +18,7 @@ Nothing here imports torch at run time, so torch-free packages may use it.
 
 from __future__ import annotations
 
+import errno
 import signal
 import time
 from dataclasses import dataclass
@@ -31,7 +32,11 @@ if TYPE_CHECKING:
 
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""After these a run is saved before it ends; one that is ignored, as SIGHUP is under nohup, stays ignored."""
 INSISTS_AFTER = 1.0  # seconds
+_PASSING = (  # what a disk, a network folder or a machine without room for another process answers
+    errno.EAGAIN, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.ENOSPC, errno.ESTALE, errno.ETIMEDOUT,
+)  # fmt: skip
 
 
 def insists(signum: int, since: float) -> bool:
@@ -43,11 +48,13 @@ def insists(signum: int, since: float) -> bool:
     return signum == signal.SIGINT and time.monotonic() - since > INSISTS_AFTER
 
 
-"""After these a run is saved before it ends; one that is ignored, as SIGHUP is under nohup, stays ignored."""
-
-
 class UserError(ValueError):
     """A mistake the user can mend. Its message is one sentence that names the fix; the command line prints it alone."""
+
+
+def is_the_machines(error: BaseException) -> bool:
+    """Whether a fault of the machine's is behind the error, and no mistake: another try may not meet it."""
+    return any(isinstance(e, OSError) and e.errno in _PASSING for e in (error, error.__cause__))
 
 
 class NotFinite(UserError):  # noqa: N818  the name says what the number is

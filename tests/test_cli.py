@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -342,6 +343,21 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert message in one_line(capsys)
     if "batch-size" not in words:  # memory runs out while learning
         assert [path.name for path in folder.iterdir()] == ["tiny.toml"]
+
+
+def test_a_fault_of_the_machines_is_no_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    """compare tries a cell again that ended so, and leaves one with a mistake."""
+
+    def fails(number: int, *, told: bool) -> int:
+        error = OSError(number, os.strerror(number))
+        if told:
+            raise UserError("It could not be written.") from error
+        raise error
+
+    for number, status in ((errno.EIO, 1), (errno.ENOSPC, 1), (errno.EACCES, 2), (errno.ENOENT, 2)):
+        for told in (False, True):
+            assert cli._guard(lambda _, n=number, told=told: fails(n, told=told), []) == status  # type: ignore[misc]
+            one_line(capsys)
 
 
 def test_a_cpu_without_memory_is_a_mistake_and_any_other_error_is_not(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import namedtuple
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from dreamer_lpm import forecast
+from dreamer_lpm import forecast, machine
 from dreamer_lpm.forecast import Forecast, free_memory
 from dreamer_lpm.state import State
 from dreamer_lpm.types import UserError
@@ -27,6 +29,7 @@ def test_the_arithmetic() -> None:
 
 
 def test_too_little_memory_is_told_with_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast, "_held", lambda device: 0)
     monkeypatch.setattr(forecast, "free_memory", lambda device: 12_000_000_000)
     with pytest.raises(UserError) as told:
         ONE.check_memory(CPU)
@@ -42,6 +45,7 @@ def test_too_little_memory_is_told_with_the_arithmetic(monkeypatch: pytest.Monke
 
 def test_runs_that_share_a_cpus_memory_are_reckoned_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the others will fill looks free until they do."""
+    monkeypatch.setattr(forecast, "_held", lambda device: 0)
     monkeypatch.setattr(forecast, "free_memory", lambda device: 25_000_000_000)
     ONE.check_memory(CPU)
     with pytest.raises(UserError, match="Memory does not suffice: 2 runs, each 1,000,000 steps x 12,400 bytes"):
@@ -69,7 +73,7 @@ def test_a_container_counts_and_its_cached_files_do_not(tmp_path: Path, monkeypa
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 9000000 kB\nMemAvailable:    8000000 kB\n")
     monkeypatch.setattr(forecast, "MEMINFO", meminfo)
-    monkeypatch.setattr(forecast, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
     monkeypatch.setattr("sys.platform", "linux")
     assert free_memory(CPU) == 8_000_000 * 1024
     (tmp_path / "memory.max").write_text("4000000000\n")
@@ -78,6 +82,24 @@ def test_a_container_counts_and_its_cached_files_do_not(tmp_path: Path, monkeypa
     assert free_memory(CPU) == 1_500_000_000
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory(CPU) == 8_000_000 * 1024
+    # A job of a cluster, on a machine that is shown whole: its group's limit, and that of the group around it.
+    monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "own")
+    (tmp_path / "own").write_text("1:cpu:/x\n0::/slurm/job_7/step_0\n")
+    (tmp_path / "slurm" / "job_7" / "step_0").mkdir(parents=True)
+    for name, content in (("memory.max", "2000000000"), ("memory.current", "800000000"), ("memory.stat", "anon 1")):
+        (tmp_path / "slurm" / "job_7" / name).write_text(content)
+    assert free_memory(CPU) == 1_200_000_000
+
+
+def test_what_the_process_holds_already_is_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run that goes back, and one that is resumed beside others, would else be refused what it had."""
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(forecast, "free_memory", lambda device: 7_000_000_000)
+    monkeypatch.setattr(forecast, "OWN_PAGES", tmp_path / "statm")
+    for held, fits in ((5_000_000_000, False), (6_000_000_000, True)):
+        (tmp_path / "statm").write_text(f"9 {held // os.sysconf('SC_PAGE_SIZE')} 9 9 0 9 0\n")
+        with nullcontext() if fits else pytest.raises(UserError, match=r"and cpu has 12\.00 GB free"):
+            ONE.check_memory(CPU)
 
 
 def test_memory_of_this_machine_is_a_number_of_gigabytes() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 
+from dreamer_lpm.compare.pool import Locked
 from dreamer_lpm.lock import LOCK_FILE, RunLock, holder
 from dreamer_lpm.types import UserError
 
@@ -49,8 +53,8 @@ def test_a_second_process_is_refused_in_one_line_and_changes_nothing(tmp_path: P
             RunLock(tmp_path),
         ):
             pytest.fail("two hold it")
-        assert holder(tmp_path) == process.pid
-        assert (tmp_path / LOCK_FILE).read_text() == str(process.pid)
+        assert holder(tmp_path) == str(process.pid)
+        assert (tmp_path / LOCK_FILE).read_text() == f"{process.pid} {gethostname()}"
     finally:
         end(process)
     with RunLock(tmp_path) as lock:
@@ -63,7 +67,7 @@ def test_a_lock_does_not_outlive_a_process_that_is_killed_and_tells_of_it(tmp_pa
     end(process, signal.SIGKILL)
     assert holder(tmp_path) is None
     with RunLock(tmp_path) as lock:
-        assert lock.left_by == process.pid
+        assert lock.left_by == str(process.pid)
     with RunLock(tmp_path) as lock:
         assert lock.left_by is None
 
@@ -97,4 +101,32 @@ def test_a_folder_that_nothing_came_of_is_gone_again(tmp_path: Path) -> None:
 def test_whatever_the_file_says_the_kernel_decides(tmp_path: Path, text: str) -> None:
     (tmp_path / LOCK_FILE).write_text(text)
     with RunLock(tmp_path) as lock:
-        assert lock.left_by in (None, int("4" * 20))
+        assert lock.left_by is None or lock.left_by.isdecimal()
+
+
+def test_a_process_of_another_machine_is_named_with_it(tmp_path: Path) -> None:
+    (tmp_path / LOCK_FILE).write_text("4711 node7")
+    with RunLock(tmp_path) as lock:
+        assert lock.left_by == "4711 on node7"
+    with (tmp_path / LOCK_FILE).open("w") as file:
+        file.write("4711 node7")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert holder(tmp_path) == "4711 on node7"
+        with pytest.raises(UserError, match="is in use by process 4711 on node7; wait for it"), RunLock(tmp_path):
+            pytest.fail("two hold it")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_named_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def flock(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match=r"The file system of .*run has no locks .*choose a folder on another"):
+        RunLock(tmp_path / "run").__enter__()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="has no locks"):
+        Locked(tmp_path)

@@ -206,10 +206,24 @@ def test_a_containers_quota_counts_as_cores(
 ) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
-    monkeypatch.setattr(machine, "CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
     assert cores() == 64, "no such file: not in such a container"
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
     assert cores() == may
+
+
+@pytest.mark.parametrize(
+    ("said", "folders"),
+    [("0::/\n", [""]), ("0::/a/b\n", ["a/b", "a", ""]), ("0::/../c\n", [""]), ("4:memory:/x\n", [""])],
+)
+def test_own_group_and_those_around_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, folders: list[str]
+) -> None:
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "own")
+    assert machine.cgroups() == [], "no Linux"
+    (tmp_path / "own").write_text(said)
+    assert machine.cgroups() == [tmp_path / folder for folder in folders]
 
 
 def test_threads_where_no_affinity_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

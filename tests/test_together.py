@@ -134,6 +134,22 @@ def test_one_that_breaks_leaves_the_others(tmp_path: Path, monkeypatch: pytest.M
     assert "RuntimeError: the simulator is gone" in (asked[1].run_dir / "log.txt").read_text()
 
 
+def test_one_that_breaks_before_it_has_a_folder_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = State.__init__
+
+    def breaking(self: State, cfg: RunConfig, *args: Any) -> None:
+        if cfg.seed == 1:
+            raise RuntimeError("no licence for the simulator")
+        begin(self, cfg, *args)
+
+    monkeypatch.setattr(State, "__init__", breaking)
+    asked = jobs(tmp_path, *SEEDS)
+    assert [type(result) for result in train_together(asked)] == [Report, RuntimeError, Report]
+    assert "no licence for the simulator" in (asked[1].run_dir / "log.txt").read_text()
+
+
 def test_each_run_computes_in_its_own_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """TF32 is a switch of the process, and the others in it may want it otherwise."""
     on: list[bool] = []

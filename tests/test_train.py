@@ -51,7 +51,7 @@ ROOT = Path(__file__).parents[1]
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Curves and videos have tests of their own, and take longer than these runs."""
     monkeypatch.setattr(train_module, "plot_run", lambda run_dir: run_dir / "curves.png")
-    monkeypatch.setattr(train_module, "episode_video", lambda path, trace: path)
+    monkeypatch.setattr(train_module, "episode_video", lambda path, trace, **more: path)
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGTERM) -> None:
@@ -404,7 +404,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     cfg = replace(WITH_TV, eval_every=80, eval_episodes=2, steps=150)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_module, "plot_run", lambda run_dir: run_dir / "curves.png")
-        patch.setattr(train_module, "episode_video", lambda path, trace: path)
+        patch.setattr(train_module, "episode_video", lambda path, trace, **more: path)
         return run_dir, train(cfg, run_dir)
 
 

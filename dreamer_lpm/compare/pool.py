@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import signal
@@ -12,9 +11,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from socket import gethostname
 from types import FrameType, TracebackType
 from typing import Self
 
+from dreamer_lpm.lock import take
 from dreamer_lpm.report.metrics import METRICS_FILE
 from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.types import STOPS, UserError, insists
@@ -60,23 +61,23 @@ class Locked:
 
     def __init__(self, folder: Path):
         self._file = (folder / LOCK_FILE).open("a+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take(self._file):
             self._file.seek(0)
-            who = self._file.read().strip()
+            who, _, host = self._file.read().strip().partition("\n")
             self._file.close()
+            here = host in ("", gethostname())
             raise UserError(
-                f"Another compare, or cells that it left behind, is at work in {folder} (processes {who}); wait for "
-                f"it, or end it with: kill {_whom_to_end(who)}"
-            ) from None
+                f"Another compare, or cells that it left behind, is at work in {folder} (processes {who}"
+                f"{'' if here else f' on {host}'}); wait for it, or end it "
+                f"{f'with: kill {_whom_to_end(who)}' if here else 'there.'}"
+            )
         self.note([])
 
     def note(self, children: Sequence[int]) -> None:
         """Write down who is at work."""
         self._file.seek(0)
         self._file.truncate()
-        self._file.write(" ".join(map(str, [os.getpid(), *children])))
+        self._file.write(" ".join(map(str, [os.getpid(), *children])) + f"\n{gethostname()}")
         self._file.flush()
 
     @property

@@ -14,6 +14,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -84,7 +85,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close the file and every sink."""
-        self._file.close()
+        with suppress(OSError):  # of a line that has been refused already
+            self._file.close()
         for sink in self._sinks:
             sink.close()
 

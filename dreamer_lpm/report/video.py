@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, pairwise
@@ -58,10 +58,19 @@ class EpisodeTrace:
             raise ValueError(f"an episode needs arrays of one length above 0, got lengths {sorted(lengths)}")
 
 
-def episode_video(path: Path, trace: EpisodeTrace, fps: int = 15) -> Path:
-    """Write the whole episode as an annotated MP4 and return its path. Raises as ``write_video`` does."""
+def episode_video(path: Path, trace: EpisodeTrace, fps: int = 15, watch: Callable[[], None] = lambda: None) -> Path:
+    """Write the whole episode as an annotated MP4 and return its path. Raises as ``write_video`` does.
+
+    ``watch`` is called before each frame, and may raise to end it.
+    """
     board = Storyboard(trace)
-    return write_video(path, (board.frame(t) for t in range(len(trace.obs))), fps)
+
+    def frames() -> Iterator[np.ndarray]:
+        for t in range(len(trace.obs)):
+            watch()
+            yield board.frame(t)
+
+    return write_video(path, frames(), fps)
 
 
 @dataclass(frozen=True)

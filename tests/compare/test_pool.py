@@ -210,6 +210,14 @@ def test_a_folder_is_held_by_one_alone(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_that_another_machine_holds(tmp_path: Path) -> None:
+    """A number of its processes is somebody else's here."""
+    with Locked(tmp_path):
+        (tmp_path / ".lock").write_text(f"{os.getpid()}\nnode7")
+        with pytest.raises(UserError, match=rf"\(processes {os.getpid()} on node7\); wait for it, or end it there\.$"):
+            Locked(tmp_path)
+
+
 def test_a_cell_left_behind_holds_the_folder(tmp_path: Path) -> None:
     with Locked(tmp_path) as lock:
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock.fd])

@@ -19,7 +19,7 @@ RUN = replace(TINY, steps=100, eval_every=40, checkpoint_every=30)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Curves and videos have tests of their own."""
     monkeypatch.setattr(train_module, "plot_run", lambda run_dir: run_dir / "curves.png")
-    monkeypatch.setattr(train_module, "episode_video", lambda path, trace: path)
+    monkeypatch.setattr(train_module, "episode_video", lambda path, trace, watch: [watch() for _ in range(5)] and path)
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folders = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_module, "plot_run", lambda run_dir: run_dir / "curves.png")
-        patch.setattr(train_module, "episode_video", lambda path, trace: path)
+        patch.setattr(train_module, "episode_video", lambda path, trace, watch: [watch() for _ in range(5)] and path)
         for seed in (0, 1):
             folders.append(tmp_path_factory.mktemp("runs") / f"seed{seed}")
             train(replace(RUN, seed=seed), folders[-1])

@@ -255,7 +255,7 @@ class Targets:
     def __init__(self, home: Path) -> None:
         self.home, self.case = home, home / "case"
         train_module.plot_run = lambda run_dir: run_dir / "curves.png"
-        train_module.episode_video = lambda path, trace: path
+        train_module.episode_video = lambda path, trace, **more: path
         self.run = home / "run"
         train(RUN, self.run)
         self.state = State(RUN, None)

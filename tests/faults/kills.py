@@ -68,7 +68,7 @@ def fork(cfg: RunConfig, run_dir: Path, log: Path) -> int:
             os.dup2(file.fileno(), 2)
         torch.set_num_threads(1)
         train_module.plot_run = lambda run_dir: run_dir / "curves.png"
-        train_module.episode_video = lambda path, trace: path
+        train_module.episode_video = lambda path, trace, **more: path
         train(cfg, run_dir, resume=(run_dir / "config.json").is_file())
         status = 0
     except BaseException as error:

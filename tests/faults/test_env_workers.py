@@ -86,7 +86,7 @@ def test_an_env_that_kills_its_process_in_an_evaluation_ends_that_episode_and_no
     monkeypatch.setenv("DEADLY_SEED", str(episode_seed(EVAL_SEED, 0, 0)))
     monkeypatch.setattr(train_module, "plot_run", lambda run_dir: None)
     films: list[EpisodeTrace] = []
-    monkeypatch.setattr(train_module, "episode_video", lambda path, trace: films.append(trace))
+    monkeypatch.setattr(train_module, "episode_video", lambda path, trace, **more: films.append(trace))
     cfg = replace(TINY, env_name=f"tests.faults.deadly:{ENV_ID}", action_repeat=1, steps=60, env_workers=1)
     report = train(cfg, tmp_path)
     assert report.summary["env_steps"] == 60

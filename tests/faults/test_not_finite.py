@@ -13,6 +13,7 @@ import pytest
 import torch
 from gymnasium.envs.classic_control import CartPoleEnv
 
+import dreamer_lpm.train as train_module
 from dreamer_lpm import checkpoint
 from dreamer_lpm import guard as guard_module
 from dreamer_lpm.agent import Agent
@@ -90,12 +91,11 @@ PLACES: list[tuple[Inject, str]] = [
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    import dreamer_lpm.train as train_module
 
     run_dir = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_module, "plot_run", lambda run_dir: run_dir / "curves.png")
-        patch.setattr(train_module, "episode_video", lambda path, trace: path)
+        patch.setattr(train_module, "episode_video", lambda path, trace, **more: path)
         train(CFG, run_dir)
     return everything(run_dir)
 
@@ -179,6 +179,17 @@ def test_a_run_without_a_checkpoint_goes_back_to_its_beginning(
     got = everything(tmp_path)
     got["tally"]["rollbacks"] = 0
     assert differences(got, undisturbed) == []
+
+
+def test_a_disk_too_full_for_the_evidence_does_not_keep_a_run_from_going_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train_module, "save_batch", full)
+    in_loss(monkeypatch, math.nan, 1)
+    assert train(CFG, tmp_path).summary["rollbacks"] == 1
 
 
 def test_no_agent_is_played_or_written_that_nobody_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

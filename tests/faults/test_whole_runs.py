@@ -63,7 +63,18 @@ def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_when_there_is_room(
     assert differences(everything(tmp_path), everything(finished[0])) == []
 
 
-@pytest.mark.parametrize("where", ["evaluate", "record"])
+def test_a_film_that_cannot_be_written_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*args: Any, **more: Any) -> Path:
+        raise OSError("ffmpeg could not write it: killed")
+
+    monkeypatch.setattr(train_module, "episode_video", broken)
+    assert train(RUN, tmp_path).video is None
+    assert "No film: ffmpeg could not write it: killed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["evaluate", "record", "episode_video"])
 def test_a_signal_ends_an_evaluation_and_whoever_goes_on_repeats_it(
     where: str, finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

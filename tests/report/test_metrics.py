@@ -154,6 +154,17 @@ def test_a_line_that_nobody_can_read_does_not_stop_a_run(tmp_path: Path, harm: t
     assert [row["step"] for row in read_metrics(tmp_path)][-2:] == [30, 50]
 
 
+def test_what_a_full_disk_refused_is_not_refused_again_at_the_end(tmp_path: Path) -> None:
+    """The second error would take the place of the first, which says what to do, and leave the sinks open."""
+    (tmp_path / METRICS_FILE).symlink_to("/dev/full")
+    sink = Recorder()
+    log = MetricsLog(tmp_path, [sink])
+    with pytest.raises(OSError, match="No space left"):
+        write_steps(log, 10)
+    log.close()
+    assert sink.heard == [("close", None)]
+
+
 def test_reader_forgives_only_a_cut_last_line(tmp_path: Path) -> None:
     path = tmp_path / METRICS_FILE
     path.write_bytes(b'{"step": 1, "kind": "train"}\n{"step": 2, "ki')

@@ -31,7 +31,9 @@ def make(tmp_path: Path, root: Path) -> Make:
     python.chmod(0o755)
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "PYTEST_ARGS"))}
+        inherited = {
+            key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "PYTEST_ARGS"))
+        }
         return subprocess.run(
             ["make", "-C", str(root), f"VENV={tmp_path / 'venv'}", f"PYTHON={python}", *arguments],
             env=inherited | environment,

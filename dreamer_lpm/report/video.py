@@ -240,7 +240,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: int = 15) -> Path
     """Encode ``frames``, each (height, width, 3) uint8 of one even size, as H.264 (yuv420p, fast start) at ``path``.
 
     A reader finds no file or the whole video, never half of one. Raises ValueError without frames or for a frame of
-    another form, UserError if ``path`` is a folder or there is no ffmpeg for this machine, OSError if ffmpeg fails (a
+    another form, UserError if ``path`` is no file or there is no ffmpeg for this machine, OSError if ffmpeg fails (a
     full disk).
     """
     path = Path(path)

@@ -443,6 +443,10 @@ def test_more_places_than_cells_save_no_time(
     assert "About 10 minutes with 2 side by side" in capsys.readouterr().out
     assert compare("--methods none lpm lbs --arms sham --seeds 1 --out g --dry-run --jobs 2") == 0
     assert "About 15 minutes with 2 side by side" in capsys.readouterr().out
+    slow = {"lbs": 3000.0}
+    monkeypatch.setattr(cost, "timed", lambda cfg: Cost(slow.get(cfg.agent.curiosity, 60.0), 1e9, 2e9))
+    assert compare("--methods none lpm lbs --arms sham --seeds 1 --out g --dry-run --jobs 2") == 0
+    assert "About 50 minutes with 2 side by side" in capsys.readouterr().out, "no less than its longest cell"
 
 
 def test_cells_that_share_a_process(folder: Path) -> None:

@@ -74,6 +74,19 @@ def test_a_film_that_cannot_be_written_ends_no_run(
     assert "No film: ffmpeg could not write it: killed" in capsys.readouterr().out
 
 
+def test_a_stop_that_ends_the_encoder_too_is_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler tells all processes of a job."""
+
+    def ended(*args: Any, **more: Any) -> Path:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise OSError("ffmpeg could not write it: ")
+
+    monkeypatch.setattr(train_module, "episode_video", ended)
+    with pytest.raises(Stopped):
+        train(replace(RUN, checkpoint_every=0), tmp_path)
+    assert [checkpoint.step_of(folder) for folder in checkpoint.checkpoints(tmp_path)] == [40]
+
+
 @pytest.mark.parametrize("where", ["evaluate", "record", "episode_video"])
 def test_a_signal_ends_an_evaluation_and_whoever_goes_on_repeats_it(
     where: str, finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

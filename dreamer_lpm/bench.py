@@ -429,7 +429,7 @@ def _alone(options: argparse.Namespace) -> dict[str, Any]:
     }
     row["share_of_peak"] = row["gflop"] / row["wall"] / row["product_peak_gflop_s"][bench.work.precision]
     if bench.device.type == "cuda":
-        row["device_peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+        row["device_peak_memory_bytes"] = torch.cuda.max_memory_allocated(bench.device)
     if options.loop:
         row["loop_env_steps_per_s"] = loop_rate(bench.work, options.loop)
     return {"contestants": {"ours": row}}

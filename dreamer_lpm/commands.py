@@ -126,7 +126,7 @@ def _unended(jobs: list[Job]) -> list[Job]:
     """Those that can go on, or all where none can; one that finished without a checkpoint is done with."""
     left = [
         job for job in jobs
-        if not (job.run_dir / SUMMARY_FILE).is_file() or checkpoints(job.run_dir)
+        if not job.resume or not (job.run_dir / SUMMARY_FILE).is_file() or checkpoints(job.run_dir)
         or read_config(job.run_dir)["config"]["steps"] != job.cfg.steps
     ]  # fmt: skip
     for job in jobs if left else []:
@@ -314,7 +314,7 @@ def eval_command(args: list[str]) -> int:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--data-dir", type=Path, help="where downloaded pictures are kept here (default: as for training)"
+        "--data-dir", type=Path, help="where downloaded pictures are kept (default: as in training, if that is here)"
     )
     parser.add_argument("--trust", action="store_true", help="let the agent's env import a Python module of its own")
     options = parser.parse_args(args)
@@ -333,7 +333,8 @@ def eval_command(args: list[str]) -> int:
             f"{options.agent} wants to run the Python module '{module}' for its env; if you know it, add --trust."
         )
     env = cfg.env(tv_on=options.tv == "as-trained")
-    found = pictures_of(env.tv, options.data_dir)  # the trainer's folder says nothing of this machine
+    trained = cfg.data_dir if cfg.data_dir and cfg.data_dir.is_dir() else None  # the trainer's may be another machine
+    found = pictures_of(env.tv, options.data_dir or trained)
     images = pooled(found[0], env.tv.pool) if found and env.tv else None
 
     def make() -> Any:

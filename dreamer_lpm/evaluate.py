@@ -250,7 +250,7 @@ def load(path: str | Path, device: str = "cpu") -> Player:
 
     Runs no code of it, and takes no more memory than the weights in it do.
     Raises UserError when it is missing, damaged, a run's folder, or not an agent of this project, or the device is not
-    there.
+    there or has no room for it.
     """
     where, path = pick_device(device), Path(path)
     if not path.exists():
@@ -267,8 +267,10 @@ def load(path: str | Path, device: str = "cpu") -> Player:
         agent = Agent(cfg, spec, device=where)
         agent.load_state_dict(data["weights"])
         return Player(agent.eval(), dict(data["about"]))
-    except (UserError, torch.OutOfMemoryError):  # a device that is full says nothing of the file
+    except UserError:
         raise
+    except torch.OutOfMemoryError:
+        raise UserError(f"{where} has no room for the agent of {path}; make some, or take another --device.") from None
     except Exception as error:  # noqa: BLE001  whatever a damaged or foreign file makes torch raise
         raise UserError(
             f"{path} is not an agent file of Dreamer-LPM, or it is damaged ({type(error).__name__})."

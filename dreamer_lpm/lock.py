@@ -35,8 +35,8 @@ def take(file: IO[str], *, shared: bool = False) -> bool:
             raise
         file.close()
         raise UserError(
-            f"The file system of {Path(file.name).parent} has no locks ({error.strerror}): choose a folder on another "
-            "one (--runs, --out), or have it mounted with them."
+            f"The file system of {Path(file.name).parent} gives no locks ({error.strerror}): choose a folder on "
+            "another one (--runs, --out), or have it mounted with them."
         ) from None
     return True
 
@@ -55,11 +55,14 @@ class RunLock:
     def __enter__(self) -> Self:
         self._made = [path for path in (self._folder, *self._folder.parents) if not path.exists()]
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._file = (self._folder / LOCK_FILE).open("a+", encoding="ascii", errors="replace")
+        path = self._folder / LOCK_FILE
+        is_new = not path.exists()
+        self._file = path.open("a+", encoding="ascii", errors="replace")
         try:
             taken = self._taken()
         except UserError:
-            self.__exit__(None, None, None)
+            if is_new:  # else it may be another's, who holds it
+                self.__exit__(None, None, None)
             raise
         if not taken:
             holder = self._written()

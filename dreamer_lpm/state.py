@@ -343,8 +343,9 @@ class State:
         self.summed = saved.plain["summed"]
         self.row = self.envs.load_state_dict(saved.plain["envs"])
         self.rng.bit_generator.state = saved.plain["rng"]
-        # A checkpoint from before coverage and windows were counted has none of them, and its run never will.
-        self.tally = from_plain(Tally, saved.plain["tally"])
+        # A checkpoint from before coverage and windows were counted has none of them, and its run never will;
+        # one from before its process's time was shared out counts all of it as its own.
+        self.tally = from_plain(Tally, {"shared_seconds": saved.plain["tally"]["seconds"], **saved.plain["tally"]})
         if self.probe and saved.tensors.get("probe"):
             self.probe.load_state_dict(saved.tensors["probe"])
         fields = {k: ((self.cfg.num_envs, *shape), str(d).split(".")[1]) for k, (shape, d) in self.fields.items()}

@@ -213,31 +213,32 @@ class _Session:
         """Prepare everything, then loop and finish."""
         cfg, run_dir = self.cfg, self.run_dir
         state = State(cfg, self.images, self.team, self.together)
-        with ExitStack() as stack:
-            stack.callback(state.envs.close)
-            state.forecast.check_disk(run_dir, cfg.keep_checkpoints)
-            metrics_at = self._restore(state, say) if resume else None
-            state.slow_down(max(rollbacks, state.tally.rollbacks))
-            self._write_config()
-            signals.note()
-            console = Console(file=stack.enter_context((run_dir / LOG_FILE).open("a"))) if in_file else None
-            log = stack.enter_context(MetricsLog(run_dir, _sinks(cfg, run_dir, state), resume_at=metrics_at))
-            title = f"{run_dir.name} ({state.device}, {cfg.precision}, {cfg.threads} threads)"
-            bar = stack.enter_context(Progress(cfg.steps, state.step, title=title, console=console))
-            if tv := cfg.env().tv:
-                bar.say(f"{tv.describe()} {self.shown.reason}" if self.shown else tv.describe())
-                if tv.trigger == "state" or tv.persistence != "new":
-                    bar.say("Random play without pictures finds out how often it is on by chance.")
-            for line in say:
-                bar.say(line)
-            run = _Run(cfg, run_dir, self.run, state, self.images, log, bar, signals, self.together)
-            try:
-                yield from run.loop()
-                return run.finish(self.shown)
-            except NotFinite as found:
-                raise self._ill(state, found) from None
-            except OSError as error:
-                raise UserError(self._unwritten(state.step, error)) from error
+        try:
+            with ExitStack() as stack:
+                stack.callback(state.envs.close)
+                state.forecast.check_disk(run_dir, cfg.keep_checkpoints)
+                metrics_at = self._restore(state, say) if resume else None
+                state.slow_down(max(rollbacks, state.tally.rollbacks))
+                self._write_config()
+                signals.note()
+                console = Console(file=stack.enter_context((run_dir / LOG_FILE).open("a"))) if in_file else None
+                log = stack.enter_context(MetricsLog(run_dir, _sinks(cfg, run_dir, state), resume_at=metrics_at))
+                title = f"{run_dir.name} ({state.device}, {cfg.precision}, {cfg.threads} threads)"
+                bar = stack.enter_context(Progress(cfg.steps, state.step, title=title, console=console))
+                if tv := cfg.env().tv:
+                    bar.say(f"{tv.describe()} {self.shown.reason}" if self.shown else tv.describe())
+                    if tv.trigger == "state" or tv.persistence != "new":
+                        bar.say("Random play without pictures finds out how often it is on by chance.")
+                for line in say:
+                    bar.say(line)
+                run = _Run(cfg, run_dir, self.run, state, self.images, log, bar, signals, self.together)
+                try:
+                    yield from run.loop()
+                    return run.finish(self.shown)
+                except NotFinite as found:
+                    raise self._ill(state, found) from None
+        except OSError as error:  # also of the logs that are closed above
+            raise UserError(self._unwritten(state.step, error)) from error
 
     def _restore(self, state: State, say: list[str]) -> int:
         """Go back to the newest whole checkpoint. Returns where its metrics end."""

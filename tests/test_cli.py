@@ -145,6 +145,9 @@ def test_seeds_that_are_finished_without_a_checkpoint_are_done_with(
     assert [job.run_dir.name for job in together] == ["x-1", "x-2"]
     assert "runs/x-0: finished already" in capsys.readouterr().out
     together.clear()
+    assert run(*again[1:], "--curiosity", "icm") == 0
+    assert [job.run_dir.name for job in together] == ["x-0", "x-1", "x-2"], "a new run asks for each, and is refused"
+    together.clear()
     assert run(*again, "--steps", "999") == 0
     assert [job.run_dir.name for job in together] == ["x-0", "x-1", "x-2"], (
         "to go further needs a checkpoint: it is told"
@@ -632,7 +635,7 @@ def test_eval_draws_the_tvs_pool_once_for_all_envs(
 
 
 @pytest.mark.parametrize(("more", "folder_asked"), [([], None), (["--data-dir", "mine"], Path("mine"))])
-def test_eval_looks_for_pictures_on_this_machine_not_where_the_trainer_had_them(
+def test_eval_looks_for_pictures_where_the_trainer_had_them_if_that_is_here(
     more: list[str], folder_asked: Path | None, agent_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Path | None] = []
@@ -642,11 +645,13 @@ def test_eval_looks_for_pictures_on_this_machine_not_where_the_trainer_had_them(
         raise NoisyTVError("asked")
 
     data = torch.load(agent_file, weights_only=True)
-    data["about"]["run"]["data_dir"] = "/home/somebody/pictures"
+    data["about"]["run"]["data_dir"] = "pictures"
     torch.save(data, agent_file)
     monkeypatch.setattr(train_module, "load_images", load_images)
     assert cli.main(["eval", "agent_lpm.pth", *more]) == 2
-    assert asked == [folder_asked]
+    Path("pictures").mkdir()
+    assert cli.main(["eval", "agent_lpm.pth", *more]) == 2
+    assert asked == [folder_asked, folder_asked or Path("pictures")]
 
 
 def test_eval_without_the_tv_needs_no_pictures(

@@ -408,5 +408,5 @@ def test_a_full_device_is_not_a_damaged_file(agent_file: Path, monkeypatch: pyte
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(evaluate_module, "Agent", full)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(UserError, match=r"cpu has no room for the agent of .*; make some, or take another --device"):
         load(agent_file)

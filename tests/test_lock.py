@@ -125,8 +125,12 @@ def test_a_file_system_without_locks_is_named_and_nothing_is_left(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(UserError, match=r"The file system of .*run has no locks .*choose a folder on another"):
+    with pytest.raises(UserError, match=r"The file system of .*run gives no locks .*choose a folder on another"):
         RunLock(tmp_path / "run").__enter__()
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UserError, match="has no locks"):
+    (tmp_path / LOCK_FILE).write_text("4711")
+    with pytest.raises(UserError, match="gives no locks"):
+        RunLock(tmp_path).__enter__()
+    assert (tmp_path / LOCK_FILE).exists(), "another may hold it"
+    with pytest.raises(UserError, match="gives no locks"):
         Locked(tmp_path)

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dreamer_lpm.capture import WARM_UP
+from dreamer_lpm.capture import WARM_UP, own_stream
 from dreamer_lpm.compare.plan import Key, Machine, Plan
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.forecast import free_memory
@@ -55,20 +55,21 @@ def timed(cfg: RunConfig) -> Cost:
     """Time a few env steps and updates of ``cfg`` in this process. About: a machine that is busy is slower."""
     torch.set_num_threads(cfg.threads)
     state = _begun(cfg)
-    state.row = state.envs.reset_row()
-    started = time.perf_counter()
-    while len(state.replay) <= cfg.seq_length:
-        state.observe("random")
-        state.row = state.envs.step(state.action())
-    per_step = (time.perf_counter() - started) / max(1, state.step)
-    for _ in range(1 + WARM_UP if state.device.type == "cuda" else 1):  # they pay for what later ones find ready
-        state.learn()
-    wait_for(state.device)
-    started = time.perf_counter()
-    for _ in range(TIMED_UPDATES):
-        state.learn()
-    wait_for(state.device)
-    per_update = (time.perf_counter() - started) / TIMED_UPDATES
+    with own_stream(state.device):
+        state.row = state.envs.reset_row()
+        started = time.perf_counter()
+        while len(state.replay) <= cfg.seq_length:
+            state.observe("random")
+            state.row = state.envs.step(state.action())
+        per_step = (time.perf_counter() - started) / max(1, state.step)
+        for _ in range(1 + WARM_UP if state.device.type == "cuda" else 1):  # they pay for what later ones find ready
+            state.learn()
+        wait_for(state.device)
+        started = time.perf_counter()
+        for _ in range(TIMED_UPDATES):
+            state.learn()
+        wait_for(state.device)
+        per_update = (time.perf_counter() - started) / TIMED_UPDATES
     updates = max(0, cfg.steps - cfg.prefill) / cfg.update_every
     seconds = updates * per_update + cfg.steps * per_step
     return Cost(seconds, state.forecast.disk(cfg.keep_checkpoints), BASE_MEMORY + state.forecast.memory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -226,7 +227,8 @@ class _Lane:
     def _reset_env(self) -> tuple[Any, dict[str, Any]]:
         while True:  # at most a few times: then the worker gives up
             try:
-                return self.env.reset(seed=episode_seed(self.seed, self.index, self.episode))
+                with self._blamed():
+                    return self.env.reset(seed=episode_seed(self.seed, self.index, self.episode))
             except Lost:
                 continue
 
@@ -284,7 +286,8 @@ class _Lane:
         return self.last
 
     def _play(self, native: Any) -> _Cell:
-        obs, reward, terminated, truncated, info = self.env.step(self._sent(native))
+        with self._blamed():
+            obs, reward, terminated, truncated, info = self.env.step(self._sent(native))
         self.actions.append(native)
         # False for NaN too, and for what would overflow to infinity in the row's float32.
         if not abs(float(reward)) <= _MAX_REWARD:
@@ -311,6 +314,14 @@ class _Lane:
             )
         self.checksum = zlib.crc32(obs.tobytes())
         return obs
+
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        """An env's own OSError is told as the env's: the run's are about what it writes."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self._where()} raised {error!r}; look at the env, then go on with --resume.") from error
 
     def _where(self) -> str:
         return f"{env_name(self.env)} (env {self.index}, episode {self.episode}, step {len(self.actions)})"

@@ -139,6 +139,12 @@ class Cell:
         """Whether the policy has a say in when its TV is on; else its share says nothing of the policy."""
         return (self.config.get("tv") or {}).get("trigger") not in ("always", "passive")
 
+    @property
+    def idle(self) -> bool:
+        """Whether its agent has nothing to want: neither curiosity nor the task's reward."""
+        agent = self.config.get("agent") or {}
+        return agent.get("curiosity") == "none" and agent.get("extrinsic") == 0
+
     def _derived(self, summary: Mapping[str, Any]) -> dict[str, float | None]:
         if not self.chosen:
             return {"escape_step": None}
@@ -221,8 +227,9 @@ class Grid:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the TV made of a method: ``"captured"`` (the whole interval above chance), ``"free"`` (none of it above),
-    ``"open"`` (chance lies inside), or ``"few seeds"`` (no interval)."""
+    """What the TV made of a method: ``"captured"`` (the whole interval above chance, and above what the grid's methods
+    that want nothing come to), ``"free"`` (none of it above chance), ``"open"`` (neither), or ``"few seeds"`` (no
+    interval)."""
 
     word: Literal["captured", "free", "open", "few seeds"]
     share: Estimate
@@ -253,8 +260,11 @@ def verdict(grid: Grid, method: str, arm: str) -> Verdict | None:
         return None
     if share.low is None or share.high is None:
         return Verdict("few seeds", share, chance, measure)
+    # A policy that is as random as it can be is not uniformly random: a clipped normal is at its ends more often.
+    idle = [m for m in grid.methods if all(c.idle for c in grid.of(m, arm)) and grid.chance(arm, m) == chance]
+    aimless = [e.value for m in idle if (e := grid.estimate(m, arm, measure))]
     word: Literal["captured", "free", "open"] = (
-        "captured" if share.low > chance else "free" if share.high <= chance else "open"
+        "free" if share.high <= chance else "captured" if share.low > max([chance, *aimless]) else "open"
     )
     return Verdict(word, share, chance, measure)
 

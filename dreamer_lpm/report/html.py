@@ -204,7 +204,8 @@ class _GridPage:
             return ""
         intro = (
             "The TV's share of the steps against chance (the notch), which is what a policy of random actions gets: "
-            "<b>captured</b> if the whole interval lies above it, <b>walks away</b> if none of it does. "
+            "<b>captured</b> if the whole interval lies above it, and above what methods with neither curiosity nor "
+            "reward come to; <b>walks away</b> if none of it lies above chance. "
             "<b>Return kept</b> is the gain over random play that is left, against the same arm with a TV that shows "
             "nothing."
         )

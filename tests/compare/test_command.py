@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -386,6 +388,30 @@ def test_the_timing_grows_with_the_steps() -> None:
     short, long = (cost.timed(replace(TINY, steps=steps, prefill=0)) for steps in (10_000, 1_000_000))
     assert long.seconds > 20 * short.seconds > 0
     assert long.disk >= short.disk > 0
+
+
+def test_what_is_timed_is_on_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the default one a GPU records no graph."""
+    inside: list[bool] = []
+    observe, learn = State.observe, State.learn
+
+    @contextmanager
+    def own_stream(device: Any) -> Iterator[None]:
+        inside.append(True)
+        yield
+        inside.clear()
+
+    def asserted(method: Any) -> Any:
+        def called(self: State, *args: Any) -> Any:
+            assert inside
+            return method(self, *args)
+
+        return called
+
+    monkeypatch.setattr(cost, "own_stream", own_stream)
+    monkeypatch.setattr(State, "observe", asserted(observe))
+    monkeypatch.setattr(State, "learn", asserted(learn))
+    cost.timed(TINY)
 
 
 @pytest.mark.parametrize(("steps", "num_envs"), [(2, 1), (16, 8)])

@@ -267,6 +267,21 @@ def test_a_reward_that_is_not_finite_is_caught_in_its_own_step(reward: float) ->
         play(envs, 1)
 
 
+@pytest.mark.parametrize("call", ["reset", "step"])
+def test_an_envs_own_oserror_is_told_as_the_envs(call: str) -> None:
+    """The run's are about what it writes: there the user is told to make room."""
+
+    def broken(*args: Any, **more: Any) -> Any:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    env = CounterEnv()
+    setattr(env, call, broken)
+    envs = Envs(lambda: env, num_envs=1, seed=0)
+    with pytest.raises(UserError, match=r"Counter.* raised ConnectionResetError\(104, .*\); look at the env"):  # noqa: PT012
+        envs.reset_row()
+        play(envs, 1)
+
+
 @pytest.mark.parametrize(
     ("wrong", "got"),
     [

@@ -232,7 +232,7 @@ def test_one_that_dies_again_and_again_ends_the_run_with_one_sentence(tmp_path: 
 
 
 def test_what_an_env_raises_comes_through(tmp_path: Path) -> None:
-    for order, error in (("nan", NotFinite), ("raise", KeyError), ("oserror", FileNotFoundError)):
+    for order, error in (("nan", NotFinite), ("raise", KeyError), ("oserror", UserError)):
         (tmp_path / "orders").write_text(order)
         with closing(Envs(partial(Faulty, tmp_path / "orders"), 1, 5, workers=1)) as envs:
             envs.reset_row()

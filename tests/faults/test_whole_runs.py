@@ -63,6 +63,18 @@ def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_when_there_is_room(
     assert differences(everything(tmp_path), everything(finished[0])) == []
 
 
+def test_a_full_disk_is_told_even_if_the_logs_cannot_be_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train_module.MetricsLog, "write", full)
+    monkeypatch.setattr(train_module.Progress, "__exit__", full)
+    with pytest.raises(UserError, match=r"could not be written \(No space left on device\) .* make room there"):
+        train(RUN, tmp_path)
+
+
 def test_a_film_that_cannot_be_written_ends_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,6 +193,7 @@ def test_a_checkpoint_of_version_0_1_0_goes_on(tmp_path: Path) -> None:
     state = State(cfg, None)
     state.restore(saved)
     assert (state.step, state.tally.updates, len(state.replay)) == (60, 5, 63)
+    assert state.tally.shared_seconds == state.tally.seconds > 0, "it says nothing of others in its process"
     assert torch.equal(state.agent.state_dict()["world.rssm.core_in.weight"], weight)
     state.envs.close()
     train(replace(cfg, steps=80), run_dir, resume=True)

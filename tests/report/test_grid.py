@@ -133,6 +133,22 @@ def test_a_tv_that_chance_never_finds_is_a_tv(folder: Path) -> None:
     assert "tv_over_chance" not in {m.key for m in grid.measures()}
 
 
+def test_nobody_is_captured_who_watches_no_more_than_an_agent_that_wants_nothing(tmp_path: Path) -> None:
+    """Its policy, as random as it can be, is not uniform: before the study's remote it is at 31 %, by chance 25 %."""
+    shares = {"none": [0.30, 0.31, 0.32], "drifts": [0.29, 0.32, 0.3], "lpm_optimistic": [0.48, 0.5, 0.52]}
+    folder = write_grid(tmp_path / "grid", shares)
+    for method, extrinsic in (("none", 1.0), ("none", 0.0)):
+        for cell in read_grid(folder).of(method, "remote"):
+            path = cell.folder / "config.json"
+            about = json.loads(path.read_text())
+            about["config"]["agent"] = {"curiosity": "none", "extrinsic": extrinsic}
+            path.write_text(json.dumps(about))
+        grid = read_grid(folder)
+        words = {m: found.word for m in shares if (found := verdict(grid, m, "remote"))}
+        drifted = "captured" if extrinsic else "open"  # what a task makes of the TV is no control for the others
+        assert words == {"none": drifted, "drifts": drifted, "lpm_optimistic": "captured"}
+
+
 @pytest.mark.parametrize("trigger", ["always", "passive"])
 def test_a_tv_that_nobody_can_choose_says_nothing_of_who_watches_it(folder: Path, trigger: str) -> None:
     for path in folder.glob("cells/*/config.json"):

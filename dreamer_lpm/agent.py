@@ -324,7 +324,7 @@ class Agent(nn.Module):
             self.device if fork else None,
         )
         metrics = {**thought.metrics, **_recon_share(batch, losses)}
-        held = tuple(x.detach() for x in (*lesson.latents, *lesson[1:-1])) if fork else ()
+        held = tuple(x.detach() for x in (*lesson.latents, *lesson[1:])) if fork else ()
         return Thought({**_means(losses), **thought.losses}, metrics, thought.felt, held)
 
     def _watch(self, batch: Batch, noise: Noise, lanes: int = 1) -> Lesson:
@@ -440,7 +440,8 @@ class Agent(nn.Module):
     def _dream_of(self, latents: Latent, pick: Tensor, code: Tensor, policy: Tensor) -> Scored:
         """The dreams from those of the replayed states: pick (S,), noise of the codes and of the policy (H, S, ...)."""
         start = Latent(latents.deter.flatten(0, 1)[pick], latents.stoch.flatten(0, 1)[pick])
-        dream, world = self.world.imagine(start, self.behavior.actor.sample, code, policy), self.world
+        world = self.world
+        dream = world.rssm.imagine(start, self.behavior.actor.sample, code, policy)
         mask = torch.ones(dream.action.shape[:-1], dtype=torch.bool, device=self.device)
         before, after = dream.feat[:-1], dream.feat[1:]
         bonus = self.curiosity.reward(Transition(before, dream.action, after, mask))

@@ -267,7 +267,7 @@ class Bench:
         begins = {
             "world model": (agent.world, "watch"),
             "bonus": (agent.world, "foresee"),
-            "imagination": (agent.world, "imagine"),
+            "imagination": (agent.world.rssm, "imagine"),
             "actor-critic": (agent.behavior, "loss"),
             "optimizer": (agent.optimizer, "step"),
         }

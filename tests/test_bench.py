@@ -89,7 +89,7 @@ def test_parts_make_up_the_update(pieces: int, monkeypatch: pytest.MonkeyPatch) 
         for owner, name, seconds in (
             (made.agent.world, "losses", 7.0),
             (made.agent.curiosity, "loss", 5.0),
-            (made.agent.world, "imagine", 3.0),
+            (made.agent.world.rssm, "imagine", 3.0),
             (made.agent.behavior, "loss", 2.0),
             (made.agent.optimizer, "step", 1.0),
         ):

@@ -17,7 +17,7 @@ from dreamer_lpm.probe import TVProbe
 from dreamer_lpm.types import ActionSpec
 from dreamer_lpm.world import RSSM, Dream, Latent, Lesson, RSSMConfig
 from tests.test_agent import CONFIG, DISCRETE
-from tests.world.tiny import SPEC, codes, random_batch
+from tests.world.tiny import SPEC, codes, imagined, random_batch
 
 CPU = torch.device("cpu")
 F = 24
@@ -203,7 +203,7 @@ class Room:
         noise = codes(self.rssm, actions.shape[:2], self.g)
         state, feats = self.start, []
         for action, n in zip(actions, noise, strict=True):
-            state = self.rssm.imagine_step(state, action, n)
+            state = imagined(self.rssm, state, action, n)
             feats.append(state.feat)
         return torch.stack(feats), actions[..., -1] > 0.5
 
@@ -231,9 +231,9 @@ def test_the_agent_hands_out_what_it_felt(curiosity: str, monkeypatch: pytest.Mo
     """The states of the batch, and those that its dreams entered, whose start is none of theirs; without gradients."""
     agent, batch = Agent(replace(CONFIG, curiosity=curiosity), SPEC), random_batch()
     lessons, dreams = list[Lesson](), list[Dream]()
-    loss, imagine = agent.world.watch, agent.world.imagine
+    loss, imagine = agent.world.watch, agent.world.rssm.imagine
     monkeypatch.setattr(agent.world, "watch", lambda *args: (lessons.append(loss(*args)), lessons[-1])[1])
-    monkeypatch.setattr(agent.world, "imagine", lambda *args: (dreams.append(imagine(*args)), dreams[-1])[1])
+    monkeypatch.setattr(agent.world.rssm, "imagine", lambda *args: (dreams.append(imagine(*args)), dreams[-1])[1])
     agent.update(batch)
     assert torch.equal(agent.felt.replayed, lessons[0].latents.feat)
     assert torch.equal(agent.felt.dreamed, dreams[0].feat[1:])

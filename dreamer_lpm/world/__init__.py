@@ -2,8 +2,8 @@
 
 from dreamer_lpm.world.codec import Decoder, Encoder
 from dreamer_lpm.world.heads import ContinueModel, RewardModel
-from dreamer_lpm.world.model import Dream, Lesson, Losses, WorldConfig, WorldModel
-from dreamer_lpm.world.rssm import RSSM, Latent, RSSMConfig
+from dreamer_lpm.world.model import Lesson, Losses, WorldConfig, WorldModel
+from dreamer_lpm.world.rssm import RSSM, Dream, Latent, RSSMConfig
 
 __all__ = [
     "RSSM",

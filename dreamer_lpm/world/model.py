@@ -1,11 +1,10 @@
-"""The world model: what it learns from sequences (``loss``), what it expects to see (``predict``) and how it dreams.
+"""The world model: what it learns from sequences (``losses``) and what it expects to see (``predict``).
 
-The recurrent part, with how it watches, is in ``rssm.py``.
+The recurrent part, with how it watches and dreams, is in ``rssm.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -54,15 +53,6 @@ class Lesson(NamedTuple):
     look: Tensor  # (B, T) in [0, 1], how far the posterior looked at each frame
     kl: Tensor  # (B, T) KL(posterior || prior) in nats, detached
     embeds: Tensor  # (B, T, E) of the frames seen, detached
-    losses: Losses  # each (B, T); none yet from :meth:`WorldModel.watch`
-
-
-class Dream(NamedTuple):
-    """Imagined trajectories: state h is the one action h is taken in. H+1 states, H actions."""
-
-    feat: Tensor  # (H+1, B, F)
-    action: Tensor  # (H, B, A) as the environment would execute it
-    sampled: Tensor  # (H, B, A) as the policy drew it (before clipping)
 
 
 class WorldModel(nn.Module):
@@ -83,21 +73,16 @@ class WorldModel(nn.Module):
         stoch = one_hot(batch.stoch.long(), classes, batch.deter.dtype).flatten(-2)
         return Latent(batch.deter, stoch)
 
-    def loss(self, batch: Batch, noise: Tensor) -> Lesson:
-        """World-model losses of a batch, every one (B, T), and what they were computed from.
-
-        noise (B, T, S, C): Gumbel, for the samples of the posterior. The gate's loss is in :meth:`foresee`.
-        """
-        lesson = self.watch(batch, noise)
-        return lesson._replace(losses=self.losses(batch, lesson))
-
     def watch(self, batch: Batch, noise: Tensor, lanes: int = 1) -> Lesson:
-        """What :meth:`losses` and :meth:`foresee` go on from, which can then work side by side. noise: see ``loss``."""
+        """What :meth:`losses` and :meth:`foresee` go on from, which can then work side by side.
+
+        noise (B, T, S, C): Gumbel, for the samples of the posterior.
+        """
         embeds, folded = self._look_at(batch.obs, lanes)
         latents, post, prior, look = self.rssm.observe(self.start(batch), batch.action, embeds, batch.is_first, noise)
         with torch.no_grad():
             kl = categorical_kl(post, prior)
-        return Lesson(latents, post, prior, folded, look, kl, embeds.detach(), {})
+        return Lesson(latents, post, prior, folded, look, kl, embeds.detach())
 
     def _look_at(self, frames: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
         """Embeddings (B, T, E) of the frames, and the frames as the decoder compares them."""
@@ -164,17 +149,3 @@ class WorldModel(nn.Module):
     def look(self, feat: Tensor) -> Tensor:
         """How far the frame of each dreamed state would be looked at. (..., F) -> (...) in [0, 1]."""
         return self.rssm.look(feat[..., : self.rssm.cfg.deter])
-
-    @torch.no_grad()
-    def imagine(
-        self,
-        start: Latent,
-        policy: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-        noise: Tensor,
-        policy_noise: Tensor,
-    ) -> Dream:
-        """Roll ``policy(feat, its noise) -> (executed, sampled)`` through the prior, for H steps.
-
-        start (B, ...), noise (H, B, S, C) of the prior's samples, policy_noise (H, B, A) -> Dream.
-        """
-        return Dream(*self.rssm.imagine(start, policy, noise, policy_noise))

@@ -37,6 +37,14 @@ class Latent(NamedTuple):
         return Latent(self.deter.detach(), self.stoch.detach())
 
 
+class Dream(NamedTuple):
+    """Imagined trajectories: state h is the one action h is taken in. H+1 states, H actions."""
+
+    feat: Tensor  # (H+1, B, F)
+    action: Tensor  # (H, B, A) as the environment would execute it
+    sampled: Tensor  # (H, B, A) as the policy drew it (before clipping)
+
+
 @dataclass(frozen=True)
 class RSSMConfig:
     """Sizes of the recurrent state-space model."""
@@ -67,7 +75,6 @@ class RSSM(nn.Module):
     def __init__(self, cfg: RSSMConfig, action_size: int, embed_size: int):
         super().__init__()
         self.cfg = cfg
-        self.written_out = True  # sequences are filtered as in filtering.py; else step by step
         self.together = False  # with other agents, inside of vmap (flock.py)
         self.fused = False  # steps of filtering are compiled
         flat = cfg.stoch * cfg.classes
@@ -164,8 +171,6 @@ class RSSM(nn.Module):
         # Whatever does not depend on the recurrence is projected for all steps in one product.
         action_in = self.in_action(actions * keep)
         embed_in = self.post_embed(embeds)
-        if not self.written_out:
-            return self._observe_plainly(start, action_in, embed_in, keep, is_first, noise)
         kind = ManyFilters if self.together else Filter
         # Detached: no gradient goes there, and if autograd were told of them here, it would wait, on this stream, for
         # the gate's own loss on another.
@@ -175,21 +180,6 @@ class RSSM(nn.Module):
             self.cfg.unimix, *self._weights(), *gate,
         )  # fmt: skip
         return Latent(deter, stoch), torch.log(post), torch.log(prior), look
-
-    def _observe_plainly(
-        self, start: Latent, action_in: Tensor, embed_in: Tensor, keep: Tensor, is_first: Tensor, noise: Tensor
-    ) -> tuple[Latent, Tensor, Tensor, Tensor]:
-        """The same step by step, with the gradient left to autograd."""
-        states, seen = [], []
-        state = start
-        for a, e, k, f, n in zip(*(x.unbind(1) for x in (action_in, embed_in, keep, is_first, noise)), strict=True):
-            deter = self.core(Latent(state.deter * k, state.stoch * k), a)
-            seen.append(self.see(deter, e, f))
-            state = Latent(deter, self.sample(seen[-1][0], n))
-            states.append(state)
-        latents = Latent(*(torch.stack(x, 1) for x in zip(*states, strict=True)))
-        post, prior, look = (torch.stack(x, 1) for x in zip(*seen, strict=True))
-        return latents, post, prior, look
 
     def look(self, deter: Tensor, is_first: Tensor | None = None) -> Tensor:
         """How far to look at the coming frame, deter (..., D) -> (...) in [0, 1].
@@ -212,17 +202,17 @@ class RSSM(nn.Module):
             self.post_out.weight, self.post_out.bias,
         )  # fmt: skip
 
+    @torch.no_grad()
     def imagine(
         self,
         start: Latent,
         policy: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
         noise: Tensor,
         policy_noise: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """H steps of a dream, without gradients: as many times :meth:`imagine_step`, with weights cast once.
+    ) -> Dream:
+        """Roll ``policy(feat, its noise) -> (executed, sampled)`` through the prior, for H steps; weights are cast once.
 
-        start (B, ...), policy(feat, its noise) -> (executed, sampled), noise (H, B, S, C), policy_noise (H, B, A).
-        Returns feat (H+1, B, F) and the actions, executed and sampled, each (H, B, A).
+        start (B, ...), noise (H, B, S, C) of the prior's samples, policy_noise (H, B, A).
         """
         w, kind = self._weights(), arithmetic(start.deter.device)
         stoch_in, core_in, core_rec, prior_in, prior_out, prior_bias = (
@@ -244,12 +234,4 @@ class RSSM(nn.Module):
             feats.append(torch.cat([deter.to(kind), chosen.flatten(-2).to(kind)], -1))
             actions.append(action)
             samples.append(sampled)
-        return torch.stack(feats), torch.stack(actions), torch.stack(samples)
-
-    def imagine_step(self, prev: Latent, action: Tensor, noise: Tensor | None) -> Latent:
-        """One step of a dream.
-
-        prev (...), action (..., A) -> Latent sampled from the prior (its mode without noise).
-        """
-        deter = self.core(prev, self.in_action(action))
-        return Latent(deter, self.sample(self.prior(deter), noise))
+        return Dream(torch.stack(feats), torch.stack(actions), torch.stack(samples))

@@ -42,13 +42,13 @@ class Taught:
         optimizer = torch.optim.Adam(self.world.parameters(), lr=3e-3)
         self.history: list[dict[str, float]] = []
         for _ in range(updates):
-            losses = self.world.loss(self.batch, self.noise()).losses
+            losses = self.world.losses(self.batch, self.world.watch(self.batch, self.noise()))
             self.history.append({key: float(x.detach().mean()) for key, x in losses.items()})
             optimizer.zero_grad()
             torch.stack([x.mean() for x in losses.values()]).sum().backward()
             torch.nn.utils.clip_grad_norm_(self.world.parameters(), 100)
             optimizer.step()
-        lesson = self.world.loss(self.batch, self.noise())
+        lesson = self.world.watch(self.batch, self.noise())
         self.latents, self.predicted = lesson.latents, self.world.predict(lesson.latents)
 
     def noise(self) -> Tensor:
@@ -63,7 +63,7 @@ class Taught:
             return action, action
 
         noise = codes(self.world.rssm, (LENGTH, B), self.generator)
-        return self.world.imagine(start, policy, noise, torch.zeros(LENGTH, B, 1)).feat
+        return self.world.rssm.imagine(start, policy, noise, torch.zeros(LENGTH, B, 1)).feat
 
 
 @pytest.fixture(scope="module")

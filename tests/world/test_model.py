@@ -12,7 +12,7 @@ from torch.distributions import Independent, OneHotCategorical, kl_divergence
 
 from dreamer_lpm.types import Batch
 from dreamer_lpm.world import Latent, WorldModel
-from tests.world.tiny import RSSM_CONFIG, WORLD_CONFIG, codes, generator, learned, random_batch, tiny_world
+from tests.world.tiny import RSSM_CONFIG, WORLD_CONFIG, codes, generator, imagined, learned, random_batch, tiny_world
 
 
 def observed(world: WorldModel, batch: Batch) -> tuple[Latent, Tensor, Tensor, Tensor]:
@@ -27,8 +27,7 @@ def test_losses_are_what_they_are_said_to_be() -> None:
     knee = 500.0
     cfg = replace(WORLD_CONFIG, free_nats=0.0, dyn_scale=0.7, rep_scale=0.2, recon_knee=knee)
     world, batch = tiny_world(cfg=cfg), random_batch()
-    lesson = learned(world, batch)
-    losses = lesson.losses
+    lesson, losses = learned(world, batch)
     want, post, prior, look = observed(world, batch)
     torch.testing.assert_close(lesson.latents.feat, want.feat)
     torch.testing.assert_close(lesson.prior, prior)
@@ -67,7 +66,7 @@ def test_kl_balancing_teaches_each_side_by_its_own_term() -> None:
     """dyn moves the prior alone, rep the posterior alone (in one step; over several, samples join them)."""
     world, batch = tiny_world(cfg=replace(WORLD_CONFIG, free_nats=0.0)), random_batch(lead=(4, 4))
     batch = Batch(*(x[:, :1] for x in batch[:-2]), batch.deter, batch.stoch)
-    losses = learned(world, batch).losses
+    losses = learned(world, batch)[1]
     dyn, rep = gradient_norms(world, losses["dyn"]), gradient_norms(world, losses["rep"])
     assert dyn["prior"] > 0 and dyn["posterior"] == 0  # noqa: PT018
     assert rep["posterior"] > 0 and rep["prior"] == 0  # noqa: PT018
@@ -75,7 +74,7 @@ def test_kl_balancing_teaches_each_side_by_its_own_term() -> None:
 
 def test_free_nats_cut_the_kl_and_its_gradient() -> None:
     world, batch = tiny_world(cfg=replace(WORLD_CONFIG, free_nats=50.0)), random_batch()
-    losses = learned(world, batch).losses
+    losses = learned(world, batch)[1]
     assert torch.equal(losses["dyn"], torch.full((2, 6), 50.0))
     assert sum(gradient_norms(world, losses["dyn"] + losses["rep"]).values()) == 0
 
@@ -85,7 +84,7 @@ def test_every_head_shapes_the_latent(name: str) -> None:
     """Reward and continuation are learned features of the world, not read off a picture model."""
     world, batch = tiny_world(), random_batch()
     torch.nn.init.normal_(world.reward.net[-1].weight)  # type: ignore[arg-type]  # its zero start passes no gradient
-    losses = learned(world, batch).losses
+    losses = learned(world, batch)[1]
     world.zero_grad()
     losses[name].sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in world.encoder.parameters())
@@ -95,7 +94,7 @@ def test_only_the_termination_flag_teaches_an_end() -> None:
     """``is_terminal`` alone: where a time limit cut the episode it is false, and the value there is bootstrapped."""
     world, batch = tiny_world(), random_batch()
     going_on = batch._replace(is_terminal=torch.zeros_like(batch.is_terminal))
-    a, b = (learned(world, x).losses for x in (batch, going_on))
+    a, b = (learned(world, x)[1] for x in (batch, going_on))
     changed = a["cont"] != b["cont"]
     assert torch.equal(changed, batch.is_terminal)
     assert all(torch.equal(a[k], b[k]) for k in a if k != "cont")
@@ -104,7 +103,7 @@ def test_only_the_termination_flag_teaches_an_end() -> None:
 def test_losses_never_read_the_tv() -> None:
     world, batch = tiny_world(), random_batch()
     flipped = batch._replace(tv_on=~batch.tv_on)
-    a, b = (learned(world, x).losses for x in (batch, flipped))
+    a, b = (learned(world, x)[1] for x in (batch, flipped))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -189,7 +188,7 @@ def test_each_dreamt_state_follows_from_the_one_before_by_the_action_taken_in_it
         sampled = feat[:, :2] * 3
         return sampled.clamp(-1, 1), sampled
 
-    dream = world.imagine(start, policy, codes(world.rssm, (5, 3), generator(1)), torch.zeros(5, 3, 2))
+    dream = world.rssm.imagine(start, policy, codes(world.rssm, (5, 3), generator(1)), torch.zeros(5, 3, 2))
     assert dream.feat.shape == (6, 3, world.rssm.feat_size)
     assert dream.action.shape == dream.sampled.shape == (5, 3, 2)
     assert not dream.feat.requires_grad
@@ -198,5 +197,5 @@ def test_each_dreamt_state_follows_from_the_one_before_by_the_action_taken_in_it
     assert torch.equal(dream.action, dream.sampled.clamp(-1, 1))
     state, noise = start, codes(world.rssm, (5, 3), generator(1))
     for h in range(5):
-        state = world.rssm.imagine_step(state, dream.action[h], noise[h])
+        state = imagined(world.rssm, state, dream.action[h], noise[h])
         torch.testing.assert_close(dream.feat[h + 1], state.feat)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from dreamer_lpm.world import RSSM, Latent, RSSMConfig
-from tests.world.tiny import RSSM_CONFIG, codes, generator
+from tests.world.tiny import RSSM_CONFIG, codes, generator, imagined
 
 B, T, A, E = 3, 5, 2, 7
 
@@ -69,6 +69,19 @@ def test_observe_equals_observe_step_by_step(blocks: int, gated: bool) -> None:
     assert torch.equal(look[x.is_first], torch.ones(2)), "what a reset shows is always looked at"
 
 
+def plainly(x: Inputs, rssm: RSSM) -> tuple[Latent, Tensor, Tensor, Tensor]:
+    """``observe``, step by step, with the gradient left to autograd."""
+    keep = (~x.is_first).float().unsqueeze(-1)
+    states, seen = [x.start], []
+    for t in range(T):
+        before = Latent(*(part * keep[:, t] for part in states[-1]))
+        deter = rssm.core(before, rssm.in_action(x.action[:, t] * keep[:, t]))
+        seen.append(rssm.see(deter, rssm.post_embed(x.embed[:, t]), x.is_first[:, t]))
+        states.append(Latent(deter, rssm.sample(seen[-1][0], x.noise[:, t])))
+    latents = Latent(*(torch.stack(part, 1) for part in zip(*states[1:], strict=True)))
+    return latents, *(torch.stack(part, 1) for part in zip(*seen, strict=True))
+
+
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("blocks", [1, 4])
 def test_the_gradient_that_is_written_out_is_autograds(blocks: int, gated: bool) -> None:
@@ -85,8 +98,7 @@ def test_the_gradient_that_is_written_out_is_autograds(blocks: int, gated: bool)
         return list(torch.autograd.grad((out * weight).sum(), inputs, retain_graph=True, allow_unused=True))
 
     outs = []
-    for rssm.written_out in (True, False):
-        latents, post, prior, look = x.observe(rssm)
+    for latents, post, prior, look in (x.observe(rssm), plainly(x, rssm)):
         outs.append((latents.deter, latents.stoch, post, prior))
         assert not look.requires_grad
     reached = set[str]()
@@ -164,7 +176,7 @@ def test_a_dream_is_imagined_step_by_step(blocks: int) -> None:
             torch.testing.assert_close(feats[h], state.feat)
             wanted = policy(state.feat, policy_noise[h])
             torch.testing.assert_close((actions[h], sampled[h]), wanted)
-            state = rssm.imagine_step(state, wanted[0], noise[h])
+            state = imagined(rssm, state, wanted[0], noise[h])
         torch.testing.assert_close(feats[T], state.feat)
 
 
@@ -261,16 +273,16 @@ def test_gradients_pass_through_samples_and_through_time() -> None:
     assert reached[1, 2:4].all()
 
 
-def test_imagine_step_is_observe_step_with_the_prior_in_place_of_the_posterior() -> None:
+def test_a_step_of_a_dream_is_observe_step_with_the_prior_in_place_of_the_posterior() -> None:
     rssm = make_rssm()
     x = Inputs(rssm)
     no_border = torch.zeros(B, dtype=torch.bool)
-    dreamt = rssm.imagine_step(x.start, x.action[:, 0], x.noise[:, 0])
+    dreamt = imagined(rssm, x.start, x.action[:, 0], x.noise[:, 0])
     seen = rssm.observe_step(x.start, x.action[:, 0], x.embed[:, 0], no_border, x.noise[:, 0])
     torch.testing.assert_close(dreamt.deter, seen.deter)
     torch.testing.assert_close(dreamt.stoch, rssm.sample(rssm.prior(seen.deter), x.noise[:, 0]))
     assert torch.equal(
-        rssm.imagine_step(x.start, x.action[:, 0], None).stoch.unflatten(-1, (4, 4)).argmax(-1),
+        imagined(rssm, x.start, x.action[:, 0], None).stoch.unflatten(-1, (4, 4)).argmax(-1),
         rssm.prior(seen.deter).argmax(-1),
     )
 
@@ -284,7 +296,7 @@ def test_recurrent_state_stays_within_one() -> None:
     state = rssm.initial((4,), torch.device("cpu"))
     g = generator()
     for _ in range(50):
-        state = rssm.imagine_step(state, torch.randn(4, A, generator=g), codes(rssm, (4,), g))
+        state = imagined(rssm, state, torch.randn(4, A, generator=g), codes(rssm, (4,), g))
     assert state.deter.abs().max() <= 1
 
 

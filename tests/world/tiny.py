@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dreamer_lpm.nets import gumbel
 from dreamer_lpm.types import ActionSpec, Batch
-from dreamer_lpm.world import RSSM, Lesson, RSSMConfig, WorldConfig, WorldModel
+from dreamer_lpm.world import RSSM, Latent, Lesson, Losses, RSSMConfig, WorldConfig, WorldModel
 
 RSSM_CONFIG = RSSMConfig(deter=16, hidden=16, stoch=4, classes=4)
 WORLD_CONFIG = WorldConfig(rssm=RSSM_CONFIG, depth=2)
@@ -26,10 +26,16 @@ def codes(rssm: RSSM, lead: Sequence[int], source: torch.Generator) -> Tensor:
     return gumbel(torch.rand(*lead, rssm.cfg.stoch, rssm.cfg.classes, generator=source))
 
 
-def learned(world: WorldModel, batch: Batch, seed: int = 0) -> Lesson:
-    """What the world makes of the batch, with the noise of that seed; the gate's loss among the others."""
-    lesson = world.loss(batch, codes(world.rssm, batch.reward.shape, generator(seed)))
-    return lesson._replace(losses={**lesson.losses, **world.foresee(batch, lesson)[1]})
+def learned(world: WorldModel, batch: Batch, seed: int = 0) -> tuple[Lesson, Losses]:
+    """What the world makes of the batch, with the noise of that seed, and its losses, the gate's among them."""
+    lesson = world.watch(batch, codes(world.rssm, batch.reward.shape, generator(seed)))
+    return lesson, {**world.losses(batch, lesson), **world.foresee(batch, lesson)[1]}
+
+
+def imagined(rssm: RSSM, prev: Latent, action: Tensor, noise: Tensor | None) -> Latent:
+    """One step of a dream, sampled from the prior (its mode without noise). prev (...), action (..., A)."""
+    deter = rssm.core(prev, rssm.in_action(action))
+    return Latent(deter, rssm.sample(rssm.prior(deter), noise))
 
 
 def tiny_world(spec: ActionSpec = SPEC, seed: int = 0, cfg: WorldConfig = WORLD_CONFIG) -> WorldModel:

@@ -29,7 +29,6 @@ from dreamer_lpm.types import UserError
 from dreamer_lpm.untrusted import read_tensors, regular_size
 
 SCHEMA = 2
-READS = (1, 2)  # 1 had no seal, no run id and no word on the metrics
 KEEP = 2
 MANIFEST, TENSORS, PLAIN, CONFIG = "manifest.json", "state.pt", "state.json", "config.json"
 LARGEST_TEXT = 256 << 20  # bytes of a JSON file: an episode of millions of actions
@@ -165,7 +164,7 @@ def problems(run_dir: Path, folder: Path, run: str = "") -> list[str]:
     wrong = []
     if f"step_{manifest['step']:09d}" != folder.name:
         wrong.append(f"it is the checkpoint of step {manifest['step']}")
-    if run and manifest.get("run") not in (None, run):
+    if run and manifest["run"] != run:
         wrong.append("it belongs to another run")
     for path, digest in _files(run_dir, folder, manifest):
         try:
@@ -185,12 +184,12 @@ def folder_of(run_dir: Path, step: int) -> Path:
 
 def metrics_reach(run_dir: Path, folder: Path) -> bool:
     """Whether ``metrics.jsonl`` is as long as when the (whole) checkpoint was saved; else nothing can go on from it."""
-    return _reaches(run_dir / METRICS_FILE, _manifest(folder).get("metrics", (0, ""))[0])
+    return _reaches(run_dir / METRICS_FILE, _manifest(folder)["metrics"][0])
 
 
 def metrics_intact(run_dir: Path, folder: Path) -> bool:
     """Whether ``metrics.jsonl`` still begins with the lines that the (whole) checkpoint was saved with."""
-    length, digest = _manifest(folder).get("metrics", (0, ""))
+    length, digest = _manifest(folder)["metrics"]
     path = run_dir / METRICS_FILE
     return not length or (_reaches(path, length) and sha256(path, length) == digest)
 
@@ -210,19 +209,21 @@ def _manifest(folder: Path) -> Mapping[str, Any]:
     """The manifest, its form checked. Raises ValueError when it is damaged, UserError when its schema is unknown."""
     manifest = _read_json(folder / MANIFEST)
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if not isinstance(schema, int) or (("sha256" in manifest or schema > 1) and not is_sealed(manifest)):
+    if not isinstance(schema, int) or not is_sealed(manifest):
         raise ValueError(f"{MANIFEST} is not as it was written")
-    if schema not in READS:
+    if schema != SCHEMA:
         raise UserError(
-            f"{folder} has schema {schema} and this version reads {' and '.join(map(str, READS))}: resume with the "
-            "version of dreamer-lpm that config.json names."
+            f"{folder} has schema {schema} and this version reads {SCHEMA}: resume with the version of dreamer-lpm "
+            "that config.json names."
         )
     try:
         sound = isinstance(manifest["step"], int) and {TENSORS, PLAIN} <= set(manifest["files"]) <= _OWN
         sound = sound and all(_PIECE.fullmatch(name) for name in manifest["replay"])
-        digests = [*manifest["files"].values(), *manifest["replay"].values()]
-        sound = sound and all(isinstance(d, str) for d in digests)
-    except (KeyError, TypeError, AttributeError):
+        metrics_at, of_metrics = manifest["metrics"]
+        sound = sound and isinstance(metrics_at, int) and metrics_at >= 0
+        words = [manifest["run"], of_metrics, *manifest["files"].values(), *manifest["replay"].values()]
+        sound = sound and all(isinstance(word, str) for word in words)
+    except (KeyError, TypeError, ValueError, AttributeError):
         sound = False
     if not sound:
         raise ValueError(f"{MANIFEST} is no manifest")
@@ -236,10 +237,9 @@ def _load(folder: Path) -> Saved:
     manifest, plain = _manifest(folder), _read_json(folder / PLAIN)
     if not isinstance(plain, dict):
         raise ValueError(f"{PLAIN} holds no settings")
-    metrics_at = int(manifest["metrics"][0]) if "metrics" in manifest else int(plain["metrics_at"])
     tensors = read_tensors(folder / TENSORS)
     pieces = {folder.parents[1] / "replay" / name: digest for name, digest in manifest["replay"].items()}
-    return Saved(manifest["step"], tensors, plain, pieces, manifest.get("run", ""), metrics_at)
+    return Saved(manifest["step"], tensors, plain, pieces, manifest["run"], manifest["metrics"][0])
 
 
 def _read_json(path: Path) -> Any:

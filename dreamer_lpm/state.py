@@ -47,8 +47,8 @@ class Tally:
     watched: list[int] = field(default_factory=lambda: [0])  # TV steps of the episode under way
     rows: int = 0  # agent steps of all envs
     tv_rows: int = 0  # those with the TV on
-    tv_bins: list[list[int]] | None = None  # [tv_rows, rows] of each 100 env steps; None: not counted from the start
-    visited: list[int] | None = None  # cells of the env's grid, in order of the first visit; None: as above
+    tv_bins: list[list[int]] = field(default_factory=list)  # [tv_rows, rows] of each 100 env steps
+    visited: list[int] = field(default_factory=list)  # cells of the env's grid, in order of the first visit
     logged: int = 0  # env steps at the last line of training metrics
     evaluated: int = 0
     saved: int = 0
@@ -128,7 +128,7 @@ class State:
         self.carry = self.agent.begin(cfg.num_envs)
         self.row: dict[str, np.ndarray] = {}
         n = cfg.num_envs
-        self.tally = Tally(returns=[0.0] * n, lengths=[0] * n, watched=[0] * n, tv_bins=[], visited=[])
+        self.tally = Tally(returns=[0.0] * n, lengths=[0] * n, watched=[0] * n)
         feat_size = self.agent.world.rssm.feat_size
         # Of a sham too, which it can say nothing of, so that both can learn as one.
         self.probe = TVProbe(feat_size, self.device) if cfg.noisy_tv and cfg.tv.control != "off" else None
@@ -320,7 +320,7 @@ class State:
             "carry": [self.carry.latent.deter, self.carry.latent.stoch, self.carry.action],
             "sums": dict.fromkeys(saved.tensors["sums"], torch.zeros(2)),
         }
-        if self.probe and (held := saved.tensors.get("probe")):
+        if self.probe and (held := saved.tensors["probe"]):
             own = self.probe.state_dict()
             per_batch = {key: own[key].new_zeros(len(held[key]), *own[key].shape[1:]) for key in PER_BATCH}
             model["probe"] = {**own, **per_batch}
@@ -343,10 +343,8 @@ class State:
         self.summed = saved.plain["summed"]
         self.row = self.envs.load_state_dict(saved.plain["envs"])
         self.rng.bit_generator.state = saved.plain["rng"]
-        # A checkpoint from before coverage and windows were counted has none of them, and its run never will;
-        # one from before its process's time was shared out counts all of it as its own.
-        self.tally = from_plain(Tally, {"shared_seconds": saved.plain["tally"]["seconds"], **saved.plain["tally"]})
-        if self.probe and saved.tensors.get("probe"):
+        self.tally = from_plain(Tally, saved.plain["tally"])
+        if self.probe and saved.tensors["probe"]:
             self.probe.load_state_dict(saved.tensors["probe"])
         fields = {k: ((self.cfg.num_envs, *shape), str(d).split(".")[1]) for k, (shape, d) in self.fields.items()}
         for path in saved.replay:

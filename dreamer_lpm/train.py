@@ -326,7 +326,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         exported = "spec" in about
-        if not exported and isinstance(about["config"], dict) and ("sha256" not in about or is_sealed(about)):
+        if not exported and isinstance(about["config"], dict) and is_sealed(about):
             return dict(about)
     except FileNotFoundError:
         raise UserError(f"{run_dir} holds no run to resume (no {CONFIG_FILE}); check --run-name and --runs.") from None
@@ -472,19 +472,18 @@ class _Run:
     def _place(self, moved: np.ndarray, watched: np.ndarray) -> None:
         """Note when the TV was on, and where the envs are."""
         s, tally = self.state, self.state.tally
-        if tally.tv_bins is not None and moved.any():
+        if moved.any():
             now = max(0, s.step - 1) // BIN  # envs may have started again before the first step
             tally.tv_bins.extend([0, 0] for _ in range(now + 1 - len(tally.tv_bins)))
             tally.tv_bins[now][0] += int(watched.sum())
             tally.tv_bins[now][1] += int(moved.sum())
-        if tally.visited is not None:
-            new = {cell for cell, step in zip(s.envs.cells(), moved, strict=False) if step} - set(tally.visited)
-            tally.visited.extend(sorted(new))
+        new = {cell for cell, step in zip(s.envs.cells(), moved, strict=False) if step} - set(tally.visited)
+        tally.visited.extend(sorted(new))
 
     def _coverage(self) -> float | None:
-        """Share of the grid's cells visited by training steps; None without a grid, or where it was not counted."""
-        grid, visited = self.state.envs.grid, self.state.tally.visited
-        return None if grid is None or visited is None else len(visited) / grid.cells
+        """Share of the grid's cells visited by training steps; None without a grid."""
+        grid = self.state.envs.grid
+        return None if grid is None else len(self.state.tally.visited) / grid.cells
 
     def _tv_share(self) -> float | None:
         return sum(self.recent) / len(self.recent) if self.cfg.noisy_tv and self.recent else None
@@ -655,9 +654,9 @@ class _Run:
         }
 
     def _escape(self) -> dict[str, float | None]:
-        """How the run got away from the TV; None without one, or where it was not counted from the start."""
+        """How the run got away from the TV; None without one."""
         bins, step = self.state.tally.tv_bins, self.state.step
-        if self.tv_chance is None or bins is None:
+        if self.tv_chance is None:
             return {"tv_share_last_quarter": None, "escape_step": None}
         return {
             "tv_share_last_quarter": late_tv_share(bins, step),

@@ -142,7 +142,7 @@ def test_all_damaged(tmp_path: Path) -> None:
 def test_another_schema_is_refused_by_name_and_not_passed_over(tmp_path: Path) -> None:
     saved_at(tmp_path, 10, 25)
     rewrite(tmp_path / "checkpoints" / "step_000000025" / "manifest.json", schema=99)
-    with pytest.raises(UserError, match=r"step_000000025 has schema 99 and this version reads 1 and 2"):
+    with pytest.raises(UserError, match=r"step_000000025 has schema 99 and this version reads 2:"):
         checkpoint.load_newest(tmp_path)
 
 
@@ -150,6 +150,14 @@ def rewrite(manifest: Path, **changes: object) -> None:
     """As somebody would who knows how manifests are sealed."""
     body = {key: value for key, value in json.loads(manifest.read_text()).items() if key != "sha256"}
     manifest.write_text(json.dumps(sealed({**body, **changes})))
+
+
+@pytest.mark.parametrize("forged", [{"run": None}, {"metrics": None}, {"metrics": [3]}, {"metrics": [-1, ""]}], ids=str)
+def test_a_sealed_manifest_that_lacks_something_is_damage(tmp_path: Path, forged: dict[str, object]) -> None:
+    saved_at(tmp_path, 10, 25)
+    rewrite(tmp_path / "checkpoints" / "step_000000025" / "manifest.json", **forged)
+    saved, damaged = newest(tmp_path)
+    assert (saved.step, damaged) == (10, ["step_000000025: manifest.json is no manifest"])
 
 
 @pytest.mark.parametrize("stop", ["save", "rename", "digest"])

@@ -28,6 +28,7 @@ from dreamer_lpm.evaluate import load, save_agent
 from dreamer_lpm.noisy_tv import NoisyTVError
 from dreamer_lpm.noisy_tv.images import Pool
 from dreamer_lpm.presets import PRESETS
+from dreamer_lpm.report.strict_json import sealed
 from dreamer_lpm.settings import to_plain
 from dreamer_lpm.train import Job, Report, Stopped
 from dreamer_lpm.types import UserError
@@ -470,7 +471,7 @@ def test_ctrl_c_before_there_is_anything_to_save(monkeypatch: pytest.MonkeyPatch
 
 def saved_run(run_dir: Path, cfg: RunConfig = TINY) -> Path:
     run_dir.mkdir(parents=True)
-    (run_dir / "config.json").write_text(json.dumps({"config": to_plain(cfg)}))
+    (run_dir / "config.json").write_text(json.dumps(sealed({"config": to_plain(cfg)})))
     return run_dir
 
 
@@ -541,7 +542,10 @@ def test_a_resumed_run_keeps_its_settings(
     assert trained == []
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"config": 3}', '{"config": {"stepz": 3}}'])
+STRANGE = [json.dumps(sealed({"config": config})) for config in (3, {"stepz": 3})]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", *STRANGE])
 def test_a_run_whose_config_is_damaged(content: str, capsys: pytest.CaptureFixture[str], trained: Trained) -> None:
     (saved_run(Path("runs/mine")) / "config.json").write_text(content)
     assert run("--resume", "--run-name", "mine") == 2

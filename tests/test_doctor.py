@@ -11,6 +11,7 @@ import pytest
 from dreamer_lpm import cli, doctor
 from dreamer_lpm.checkpoint import checkpoints
 from dreamer_lpm.lock import RunLock
+from dreamer_lpm.report.strict_json import sealed
 from tests.faults.conftest import finished, quick, run_dir
 
 __all__ = ["finished", "quick", "run_dir"]  # fixtures
@@ -107,7 +108,8 @@ def test_everything_damaged(run_dir: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_nothing_saved_yet_is_no_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "config.json").write_text(json.dumps({"config": {"env_name": "CartPole-v1", "steps": 9}}))
+    about = sealed({"config": {"env_name": "CartPole-v1", "steps": 9}})
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(about))
     status, found = said(tmp_path / "mine", capsys)
     assert status == 0
     assert found["resume"][1] == "nothing was saved yet: --resume --run-name mine begins again at step 0"

@@ -553,29 +553,6 @@ def test_cells_and_tv_steps_are_those_counted_by_hand(tmp_path: Path, monkeypatc
     assert report.summary["tv_share_last_quarter"] == late_tv_share(bins, 130)
 
 
-def test_a_checkpoint_of_before_these_counts_goes_on_without_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A coverage that began in the middle would be a false one."""
-    save = checkpoint.save
-
-    def as_before(run_dir: Path, what: checkpoint.Saved, *, keep: int) -> Path:
-        tensors = {key: value for key, value in what.tensors.items() if key != "probe"}
-        tally = {key: value for key, value in what.plain["tally"].items() if key not in ("visited", "tv_bins")}
-        return save(run_dir, replace(what, tensors=tensors, plain={**what.plain, "tally": tally}), keep=keep)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", as_before)
-        train(replace(WITH_TV, steps=80), tmp_path)
-    report = train(replace(WITH_TV, steps=130), tmp_path, resume=True)
-    assert [report.summary[key] for key in ("coverage", "escape_step", "tv_share_last_quarter")] == [None] * 3
-    assert 0 < report.summary["tv_share"] < 1
-    late = [row for row in metrics(tmp_path) if row["step"] > 80]
-    assert any(row["kind"] == "episode" for row in late)
-    assert not any("coverage" in row for row in late)
-    assert 0 <= [row for row in late if row["kind"] == "train"][-1]["dream/tv_share"] <= 1
-
-
 def test_a_sham_shows_no_tv_and_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     played = []
     evaluate = train_module.evaluate

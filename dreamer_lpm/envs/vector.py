@@ -162,7 +162,7 @@ class Envs:
             )
         cells = [lane.load_state_dict(saved) for lane, saved in zip(self._lanes, state["envs"], strict=True)]
         self.env_steps = state["env_steps"]
-        self._restarts = state.get("restarts", 0)  # checkpoints from before there were workers have none
+        self._restarts = state["restarts"]
         return _stack(cells)
 
     def close(self) -> None:
@@ -340,7 +340,7 @@ class _Lane:
     def load_state_dict(self, state: dict[str, Any]) -> _Cell:
         self.episode = state["episode"] - 1
         cell = self.reset()
-        actions, cut = state["actions"], state.get("cut", False)
+        actions, cut = state["actions"], state["cut"]
         for native in actions[:-1] if cut else actions:
             if self.ended:
                 break

@@ -210,7 +210,7 @@ class RSSM(nn.Module):
         noise: Tensor,
         policy_noise: Tensor,
     ) -> Dream:
-        """Roll ``policy(feat, its noise) -> (executed, sampled)`` through the prior, for H steps; weights are cast once.
+        """Roll ``policy(feat, its noise) -> (executed, sampled)`` through the prior, for H steps; weights cast once.
 
         start (B, ...), noise (H, B, S, C) of the prior's samples, policy_noise (H, B, A).
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dreamer_lpm.agent import AgentConfig
 from dreamer_lpm.behavior import BehaviorConfig
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.curiosity import CuriosityConfig
+from dreamer_lpm.settings import to_plain
 from tests.world.tiny import WORLD_CONFIG
 
 TINY = RunConfig(
@@ -43,43 +45,18 @@ TINY = RunConfig(
 # Continuous actions, two envs, and a TV that is often on.
 WITH_TV = replace(TINY, env_name="Pendulum-v1", noisy_tv=True, num_envs=2, action_repeat=1)
 
-TOML = """
-env_name = "{env_name}"
-steps = {steps}
-tv_images = "static"
-time_limit = 20
-batch_size = 2
-seq_length = 6
-update_every = 4
-prefill = 40
-replay_capacity = 1000
-eval_every = 0
-eval_episodes = 1
-log_every = 30
-device = "cpu"
-precision = "fp32"
-threads = 1
 
-[world]
-depth = 2
-rssm = {{deter = 16, hidden = 16, stoch = 4, classes = 4}}
-
-[behavior]
-hidden = 16
-layers = 1
-horizon = 3
-starts = 4
-
-[bonus]
-hidden = 16
-queue = 40
-"""
+def as_toml(data: Mapping[str, Any], name: str = "") -> str:
+    """Plain settings as TOML, in the table ``name``. It has no null: what is None is left out."""
+    text = f"[{name}]\n" if name else ""
+    text += "".join(f"{k} = {json.dumps(v)}\n" for k, v in data.items() if v is not None and not isinstance(v, dict))
+    return text + "".join(as_toml(v, f"{name}.{k}".lstrip(".")) for k, v in data.items() if isinstance(v, dict))
 
 
 def write_config(folder: Path, *, env_name: str = "CartPole-v1", steps: int = 160) -> Path:
     """``TINY`` as a file."""
     path = folder / "tiny.toml"
-    path.write_text(TOML.format(env_name=env_name, steps=steps), encoding="utf-8")
+    path.write_text(as_toml(to_plain(replace(TINY, env_name=env_name, steps=steps))), encoding="utf-8")
     return path
 
 

@@ -25,12 +25,10 @@ from dreamer_lpm.compare.folder import _python, cell_job
 from dreamer_lpm.compare.plan import Key, Machine, Plan, make_plan
 from dreamer_lpm.report.grid import read_grid
 from dreamer_lpm.report.html import grid_page
+from dreamer_lpm.settings import to_plain
 from dreamer_lpm.state import State
 from tests.report.fake_grid import write_run
-from tests.tiny_run import TINY, TOML
-
-COMMON = TOML.replace("[world]", "[common.world]").replace("[behavior]", "[common.behavior]")
-COMMON = COMMON.replace("[bonus]", "[common.bonus]")
+from tests.tiny_run import TINY, as_toml
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_settings(folder: Path, steps: int = 100) -> None:
-    (folder / "tiny.toml").write_text("[common]" + COMMON.format(env_name="CartPole-v1", steps=steps))
+    (folder / "tiny.toml").write_text(as_toml(to_plain(replace(TINY, steps=steps)), "common"))
 
 
 def compare(words: str) -> int:

@@ -23,7 +23,6 @@ from dreamer_lpm.envs import make_env
 from dreamer_lpm.evaluate import evaluate, export_agent, load, record
 from dreamer_lpm.machine import let_streams_run_side_by_side
 from dreamer_lpm.noisy_tv import NoisyTVError
-from dreamer_lpm.noisy_tv.images import pooled
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.report.strict_json import partial_of
@@ -335,7 +334,7 @@ def eval_command(args: list[str]) -> int:
     env = cfg.env(tv_on=options.tv == "as-trained")
     trained = cfg.data_dir if cfg.data_dir and cfg.data_dir.is_dir() else None  # the trainer's may be another machine
     found = pictures_of(env.tv, options.data_dir or trained)
-    images = pooled(found[0], env.tv.pool) if found and env.tv else None
+    images = found[0] if found else None
 
     def make() -> Any:
         return make_env(env, images=images)

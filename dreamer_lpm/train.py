@@ -139,10 +139,7 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
         torch.set_num_threads(cfg.threads)
         use_arithmetic(cfg)
         keep_freed_memory()
-        spec = cfg.env().tv
-        images, shown = job.pictures or pictures_of(spec, cfg.data_dir) or (None, None)
-        if images and spec:
-            images = pooled(images, spec.pool)  # once for all envs, those of evaluations too
+        images, shown = job.pictures or pictures_of(cfg.env().tv, cfg.data_dir) or (None, None)
         if shown:
             # Whatever "auto" finds tomorrow, this run goes on with these pictures, and its record says how they were
             # found.
@@ -155,8 +152,8 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
         rollbacks = 0
         while True:
             try:
-                session = _Session(cfg, run_dir, run, images, shown, job.team, job.together)
-                return (yield from session.go(signals, in_file, resume, rollbacks, say))
+                stretch = _Session(cfg, run_dir, run, images, shown, job.team, job.together)
+                return (yield from stretch.go(signals, in_file, resume, rollbacks, say))
             except _FellIll as ill:
                 rollbacks, say, resume = ill.rollbacks, [str(ill)], True
             gc.collect()  # the replay of the session that ended, before there is another
@@ -165,9 +162,13 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
 def pictures_of(tv: TVSpec | None, data_dir: Path | None) -> tuple[ImageSource, TVImages] | None:
     """What a run's TV shows; None where nothing will ever be shown: no TV, or a control.
 
-    Raises NoisyTVError when what was asked for by name cannot be had.
+    A pool is made once for all who take it: every env, those of evaluations, and every run of several. Raises
+    NoisyTVError when what was asked for by name cannot be had.
     """
-    return load_images(tv.source, data_dir) if tv and tv.control is None else None
+    if tv is None or tv.control is not None:
+        return None
+    images, shown = load_images(tv.source, data_dir)
+    return pooled(images, tv.pool), shown
 
 
 def _vain(cfg: RunConfig) -> Iterator[str]:
@@ -205,7 +206,7 @@ class _Session:
     images: ImageSource | None
     shown: TVImages | None
     team: Team | None
-    together: int
+    together: int  # runs in this process, itself counted
 
     def go(
         self, signals: Signals, in_file: bool, resume: bool, rollbacks: int, say: list[str]
@@ -231,10 +232,10 @@ class _Session:
                         bar.say("Random play without pictures finds out how often it is on by chance.")
                 for line in say:
                     bar.say(line)
-                run = _Run(cfg, run_dir, self.run, state, self.images, log, bar, signals, self.together)
+                run = _Run(self, state, log, bar, signals)
                 try:
                     yield from run.loop()
-                    return run.finish(self.shown)
+                    return run.finish()
                 except NotFinite as found:
                     raise self._ill(state, found) from None
         except OSError as error:  # also of the logs that are closed above
@@ -389,27 +390,15 @@ def _sinks(cfg: RunConfig, run_dir: Path, state: State) -> list[Sink]:
 class _Run:
     """The loop over one State, with everything it reports to."""
 
-    def __init__(
-        self,
-        cfg: RunConfig,
-        run_dir: Path,
-        run: str,
-        state: State,
-        images: ImageSource | None,
-        log: MetricsLog,
-        bar: Progress,
-        signals: Signals,
-        together: int,
-    ):
-        self.together = together  # runs in this process
-        self.cfg, self.run_dir, self.run, self.state, self.images = cfg, run_dir, run, state, images
-        self.log, self.bar, self.signals = log, bar, signals
+    def __init__(self, session: _Session, state: State, log: MetricsLog, bar: Progress, signals: Signals):
+        self.session, self.cfg, self.run_dir = session, session.cfg, session.run_dir
+        self.state, self.log, self.bar, self.signals = state, log, bar, signals
         self.clock = time.monotonic()  # until then tally.seconds counts
         self.paced = state.step, self.clock  # where and when the pace of the log's next line begins
         self.alarmed = set[str]()  # each alarm is told once
         self.recent = deque[bool](maxlen=500)  # of TV on/off, for the screen alone
-        self.tv_chance = tv_chance(cfg.env())
-        self.first_update = _first_update(cfg)
+        self.tv_chance = tv_chance(self.cfg.env())
+        self.first_update = _first_update(self.cfg)
 
     def loop(self) -> Iterator[Wants]:
         """Act, remember, learn, report; until the steps are done or somebody asks to stop."""
@@ -520,7 +509,7 @@ class _Run:
         return (self.cfg.noisy_tv or not of_tv) and (self.cfg.agent.curiosity != "none" or not of_bonus)
 
     def _make(self, *, tv_on: bool) -> Callable[[], gym.Env[Any, Any]]:
-        return partial(make_env, self.cfg.env(tv_on=tv_on), images=self.images)  # for workers, too
+        return partial(make_env, self.cfg.env(tv_on=tv_on), images=self.session.images)  # for workers, too
 
     def _evaluate(self, episodes: int) -> tuple[Scores, Scores | None, Path | None]:
         """What ``_play`` says. A signal ends it and the run; whoever goes on begins the evaluation again."""
@@ -578,14 +567,14 @@ class _Run:
         if self.state.tally.saved == self.state.step:
             return  # nothing is learned without a step, and a whole checkpoint is never replaced
         begin, tally = self._count_seconds(), self.state.tally
-        self.state.save(self.run_dir, self.run, self.log.position())
+        self.state.save(self.run_dir, self.session.run, self.log.position())
         tally.saving_seconds += time.monotonic() - begin
 
     def _count_seconds(self) -> float:
         """Bring the tally's wall time up to now, which is returned."""
         now, tally = time.monotonic(), self.state.tally
         tally.seconds += now - self.clock
-        tally.shared_seconds += (now - self.clock) / self.together
+        tally.shared_seconds += (now - self.clock) / self.session.together
         self.clock = now
         return now
 
@@ -605,7 +594,7 @@ class _Run:
             "run": to_plain(self.cfg),
         }
 
-    def finish(self, shown: TVImages | None) -> Report:
+    def finish(self) -> Report:
         """Last evaluation, agent file, curves, summary."""
         s = self.state
         if self.cfg.checkpoint_every:
@@ -613,20 +602,20 @@ class _Run:
         scores, off, video = self._evaluate(2 * self.cfg.eval_episodes)
         agent = self.run_dir / AGENT_FILE
         save_agent(agent, s.agent, self._about())
-        summary = self._summary(scores, off, shown)
+        summary = self._summary(scores, off)
         write_summary(self.run_dir, summary)
         return Report(summary, agent, video, plot_run(self.run_dir) if self.cfg.pictures else None)
 
-    def _summary(self, scores: Scores, off: Scores | None, shown: TVImages | None) -> dict[str, Any]:
+    def _summary(self, scores: Scores, off: Scores | None) -> dict[str, Any]:
         self._count_seconds()
-        s = self.state
+        s, shown = self.state, self.session.shown
         grid = s.envs.grid
         return {
             "env_steps": s.step,
             "updates": s.tally.updates,
             "wall_seconds": s.tally.seconds,
             "shared_seconds": s.tally.shared_seconds,
-            "runs_in_process": self.together,
+            "runs_in_process": self.session.together,
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             * (1 if sys.platform == "darwin" else 1024),
             "saving_seconds": s.tally.saving_seconds,

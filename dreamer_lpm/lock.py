@@ -11,7 +11,6 @@ import fcntl
 import os
 from pathlib import Path
 from socket import gethostname
-from types import TracebackType
 from typing import IO, Self
 
 from dreamer_lpm.types import UserError
@@ -62,7 +61,7 @@ class RunLock:
             taken = self._taken()
         except UserError:
             if is_new:  # else it may be another's, who holds it
-                self.__exit__(None, None, None)
+                self.__exit__()
             raise
         if not taken:
             holder = self._written()
@@ -78,9 +77,7 @@ class RunLock:
         self._file.flush()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         (self._folder / LOCK_FILE).unlink(missing_ok=True)  # somebody may have removed the folder
         for made in filter(Path.is_dir, self._made):
             if any(made.iterdir()):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from socket import gethostname
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 from dreamer_lpm.lock import take
@@ -87,9 +87,7 @@ class Locked:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._file.close()
 
 

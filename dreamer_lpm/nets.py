@@ -122,6 +122,12 @@ def approach(mean: Tensor, x: Tensor, rate: Tensor | float) -> None:
     mean.add_((x - mean) * rate)
 
 
+def follow(behind: nn.Module, network: nn.Module, rate: Tensor | float) -> None:
+    """A step of a moving average of a network's weights: ``behind`` is a copy of it. Buffers stay."""
+    for old, new in zip(behind.parameters(), network.parameters(), strict=True):
+        approach(old, new, rate)
+
+
 class Kept(nn.Module):
     """A copy of a network that is taken anew every 1 / ``rate`` updates, and in between stays as it was.
 
@@ -194,6 +200,10 @@ class BlockLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(blocks, inputs // blocks, outputs // blocks).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        lead = x.shape[:-1]
-        grouped = x.reshape(-1, self.blocks, x.shape[-1] // self.blocks).transpose(0, 1)
-        return torch.bmm(grouped, self.weight).transpose(0, 1).reshape(*lead, -1)
+        return by_block(x, self.weight)
+
+
+def by_block(x: Tensor, weight: Tensor) -> Tensor:
+    """A product block by block: x (..., I), weight (blocks, I / blocks, O / blocks) -> (..., O)."""
+    grouped = x.reshape(-1, len(weight), weight.shape[1]).transpose(0, 1)
+    return torch.bmm(grouped, weight).transpose(0, 1).reshape(*x.shape[:-1], -1)

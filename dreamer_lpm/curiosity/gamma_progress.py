@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dreamer_lpm.curiosity.base import Dims, IntrinsicReward, Losses, Transition
 from dreamer_lpm.curiosity.pictures import RandomFeatures
-from dreamer_lpm.nets import approach, masked_mean, mlp
+from dreamer_lpm.nets import follow, masked_mean, mlp
 
 _FEATURES = 64
 
@@ -48,7 +48,5 @@ class GammaProgress(IntrinsicReward):
 
     def loss(self, t: Transition) -> Losses:
         loss = masked_mean(self._loss(self.new, t), t.mask)
-        with torch.no_grad():
-            for old, new in zip(self.old.parameters(), self.new.parameters(), strict=True):
-                approach(old, new, self.rate)
+        follow(self.old, self.new, self.rate)
         return {"gamma_progress": loss}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dreamer_lpm.curiosity.base import Dims, FitGate, IntrinsicReward, Losses, Transition
 from dreamer_lpm.curiosity.error_space import ErrorSpaceName, error_space
-from dreamer_lpm.nets import approach, masked_mean
+from dreamer_lpm.nets import follow, masked_mean
 from dreamer_lpm.types import UserError
 
 
@@ -153,6 +153,5 @@ class LPMDual(IntrinsicReward):
         with torch.no_grad():
             self.gate.update(loss, torch.ones_like(loss))
             rate = torch.where(self.gate.opened > 0, self.rate, 1.0)
-            for before, now in zip(self.before.parameters(), self.now.parameters(), strict=True):
-                approach(before, now, rate)
+            follow(self.before, self.now, rate)
         return {"error_predictor": loss}

@@ -32,7 +32,7 @@ from torch import Tensor
 from dreamer_lpm.curiosity.base import Dims, FitGate, IntrinsicReward, Losses, Transition, seen
 from dreamer_lpm.curiosity.ensemble import Ensemble
 from dreamer_lpm.curiosity.error_space import ErrorSpaceName, error_space
-from dreamer_lpm.nets import approach, masked_mean
+from dreamer_lpm.nets import follow, masked_mean
 
 _ODD = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)  # 64-bit constants of splitmix64's mixer
 
@@ -73,8 +73,7 @@ class LPMOptimistic(IntrinsicReward):
         with torch.no_grad():
             self.gate.update(loss, torch.ones_like(loss))
             rate = torch.where(self.gate.opened > 0, self.rate, 1.0)
-            for before, now_ in zip(self.before.parameters(), self.now.parameters(), strict=True):
-                approach(before, now_, rate)
+            follow(self.before, self.now, rate)
         return {"error_predictor": loss}
 
 

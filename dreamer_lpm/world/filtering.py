@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from dreamer_lpm.fusing import fused, in_front
-from dreamer_lpm.nets import arithmetic, one_hot_of_largest
+from dreamer_lpm.nets import arithmetic, by_block, one_hot_of_largest
 from dreamer_lpm.world.gate import Gate, look
 
 _ops = torch.ops.aten
@@ -79,15 +79,12 @@ def _norm_back(gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: 
 
 def recur(deter: Tensor, weight: Tensor) -> Tensor:
     """deter (..., D) -> (..., 3 D), dense or block by block."""
-    if weight.dim() == 2:
-        return F.linear(deter, weight)
-    grouped = deter.reshape(-1, len(weight), weight.shape[1]).transpose(0, 1)
-    return torch.bmm(grouped, weight).transpose(0, 1).reshape(*deter.shape[:-1], -1)
+    return F.linear(deter, weight) if weight.dim() == 2 else by_block(deter, weight)
 
 
 def _recur_back(gradient: Tensor, weight: Tensor) -> Tensor:
     """The same the other way: (..., 3 D) -> (..., D)."""
-    return gradient @ weight if weight.dim() == 2 else recur(gradient, weight.transpose(1, 2))
+    return gradient @ weight if weight.dim() == 2 else by_block(gradient, weight.transpose(1, 2))
 
 
 def _product(gradient: Tensor, x: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ def _describe(frame: Any) -> str:
     return "None" if frame is None else f"a {type(frame).__name__}"
 
 
-class UnitActions(gym.Wrapper[Any, Any, Any, Any]):
+class UnitActions(gym.ActionWrapper[Any, Any, Any]):
     """A Box action space becomes Box(-1, 1): -1 is exactly the env's low, +1 exactly its high, in each dimension.
 
     Actions outside of [-1, 1] are clipped.
@@ -188,10 +188,7 @@ class UnitActions(gym.Wrapper[Any, Any, Any, Any]):
         self._box = box
         self.action_space = gym.spaces.Box(-1.0, 1.0, box.shape, np.float32)
 
-    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        return self.env.step(self.to_env(action))
-
-    def to_env(self, action: Any) -> np.ndarray:
+    def action(self, action: Any) -> np.ndarray:
         """(A,) in [-1, 1] -> (A,) in the env's units and dtype."""
         low, high = self._box.low.astype(np.float64), self._box.high.astype(np.float64)
         share = (np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0) + 1.0) / 2.0
@@ -199,7 +196,7 @@ class UnitActions(gym.Wrapper[Any, Any, Any, Any]):
         return (low * (1.0 - share) + high * share).astype(self._box.dtype)
 
 
-class ZeroBased(gym.Wrapper[Any, Any, Any, Any]):
+class ZeroBased(gym.ActionWrapper[Any, Any, Any]):
     """A Discrete action space whose first action is not 0 becomes Discrete(n), counted from 0."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -209,11 +206,12 @@ class ZeroBased(gym.Wrapper[Any, Any, Any, Any]):
         self._start = int(discrete.start)
         self.action_space = gym.spaces.Discrete(int(discrete.n))
 
-    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        return self.env.step(int(action) + self._start)
+    def action(self, action: Any) -> int:
+        """0 to n - 1 -> as the env counts them."""
+        return int(action) + self._start
 
 
-class OneChoice(gym.Wrapper[Any, Any, Any, Any]):
+class OneChoice(gym.ActionWrapper[Any, Any, Any]):
     """A MultiDiscrete action space becomes Discrete(n): one choice among all combinations, the last part fastest."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -223,10 +221,7 @@ class OneChoice(gym.Wrapper[Any, Any, Any, Any]):
         self._parts = space
         self.action_space = gym.spaces.Discrete(action_spec(env).size)
 
-    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        return self.env.step(self.to_env(int(action)))
-
-    def to_env(self, action: int) -> np.ndarray:
+    def action(self, action: Any) -> np.ndarray:
         """0 to n - 1 -> one choice for each part, as the env counts them."""
-        parts = np.asarray(np.unravel_index(action, self._parts.nvec.ravel())).reshape(self._parts.shape)
+        parts = np.asarray(np.unravel_index(int(action), self._parts.nvec.ravel())).reshape(self._parts.shape)
         return (parts + self._parts.start).astype(self._parts.dtype)

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from dreamer_lpm.checkpoint import checkpoints
-from dreamer_lpm.config import RunConfig, settled
+from dreamer_lpm.config import RunConfig, from_flags, settled
 from dreamer_lpm.envs import make_env
 from dreamer_lpm.evaluate import evaluate, export_agent, load, record
 from dreamer_lpm.machine import let_streams_run_side_by_side
@@ -28,7 +27,7 @@ from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.report.strict_json import partial_of
 from dreamer_lpm.report.summary import SUMMARY_FILE
 from dreamer_lpm.report.video import episode_video
-from dreamer_lpm.settings import from_plain, read_file, read_seeds, to_plain
+from dreamer_lpm.settings import from_plain, read_file, read_seeds
 from dreamer_lpm.team import Team, joined
 from dreamer_lpm.together import train_together
 from dreamer_lpm.train import CONFIG_FILE, EVAL_SEED, Job, Report, Stopped, pictures_of, read_config, train
@@ -137,10 +136,7 @@ def _unended(jobs: list[Job]) -> list[Job]:
 def _job(known: argparse.Namespace, rest: list[str], program: str, run_dir: Path) -> Job:
     """The run that the options ask for."""
     base = _base(known, run_dir)
-    cfg = tyro.cli(
-        RunConfig, args=rest, default=base, prog=program, description="", config=(tyro.conf.HelptextFromCommentsOff,)
-    )
-    cfg = from_plain(RunConfig, to_plain(cfg))  # flags as strict as files: no NaN
+    cfg = from_flags(rest, base, program)
     if known.resume:
         _check_resumed(base, cfg)
     return Job(cfg, run_dir, known.resume)

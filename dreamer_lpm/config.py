@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -17,6 +17,7 @@ from dreamer_lpm.envs import EnvConfig
 from dreamer_lpm.fusing import cannot_fuse
 from dreamer_lpm.machine import Precision, pick_device, pick_precision, pick_threads
 from dreamer_lpm.noisy_tv import TVSpec
+from dreamer_lpm.settings import from_plain, to_plain
 from dreamer_lpm.types import UserError
 from dreamer_lpm.world import RSSMConfig
 
@@ -214,6 +215,17 @@ def _check_behavior(cfg: BehaviorConfig) -> None:
     for name in ("gamma", "lam", "slow_rate", "return_rate"):
         if getattr(cfg, name) > 1:
             raise UserError(f"behavior.{name} must be 1 or less, not {getattr(cfg, name)}.")
+
+
+def from_flags(args: Sequence[str], base: RunConfig, program: str) -> RunConfig:
+    """``base`` with what a command line says; flags are as strict as files: no NaN.
+
+    Raises UserError; of a flag that is none, and for --help, tyro leaves by SystemExit.
+    """
+    cfg = tyro.cli(
+        RunConfig, args=args, default=base, prog=program, description="", config=(tyro.conf.HelptextFromCommentsOff,)
+    )
+    return from_plain(RunConfig, to_plain(cfg))
 
 
 def settled(cfg: RunConfig) -> RunConfig:

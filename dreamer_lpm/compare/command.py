@@ -9,21 +9,20 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
 from dreamer_lpm.compare.cost import dry_run, jobs_for
 from dreamer_lpm.compare.folder import cell_job, known_machine, slim, together, write_grid
 from dreamer_lpm.compare.plan import ARMS, make_plan
 from dreamer_lpm.compare.pool import Locked, Pool
-from dreamer_lpm.config import RunConfig
+from dreamer_lpm.config import RunConfig, from_flags
 from dreamer_lpm.curiosity import REGISTRY
 from dreamer_lpm.presets import PRESETS
 from dreamer_lpm.report.command import write_report
 from dreamer_lpm.report.grid import RESULTS_FILE, read_grid
 from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.report.summary import SUMMARY_FILE
-from dreamer_lpm.settings import from_plain, read_seeds, to_plain
+from dreamer_lpm.settings import read_seeds
 from dreamer_lpm.types import UserError
 
 PROGRAM = "dreamer-lpm compare"
@@ -108,10 +107,7 @@ def _parser() -> argparse.ArgumentParser:
 def _flags(rest: list[str], base: RunConfig) -> RunConfig:
     if any(word.split("=")[0] == "--config" for word in rest):
         raise UserError("A grid's settings stand in the file of --grid, under [common]; leave --config out.")
-    cfg = tyro.cli(
-        RunConfig, args=rest, default=base, prog=PROGRAM, description="", config=(tyro.conf.HelptextFromCommentsOff,)
-    )
-    return from_plain(RunConfig, to_plain(cfg))  # flags as strict as files: no NaN
+    return from_flags(rest, base, PROGRAM)
 
 
 def _seeds(given: Sequence[str] | None) -> int | Sequence[int] | None:

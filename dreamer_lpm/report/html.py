@@ -37,7 +37,7 @@ from dreamer_lpm.report.grid import (
 )
 from dreamer_lpm.report.statistics import LEAST_SEEDS, Estimate
 from dreamer_lpm.report.strict_json import dumps
-from dreamer_lpm.report.svg import Dots, Line, Reference, dot_chart, line_chart, meter, number, span
+from dreamer_lpm.report.svg import Dots, Line, dot_chart, line_chart, meter, number, span
 
 COLOURS = 12
 NOISY = ("return", "tv_share")  # of an episode; their curves are smoothed
@@ -289,7 +289,7 @@ class _GridPage:
                 [Line(self.classes(method), method, c) for method, c in found[arm.name].items()],
                 title=f"{name} over env steps, {arm.name}", last_step=self.last_step, percent=percent,
                 limits=(0.0, 1.0) if percent else span(every),
-                reference=None if chance is None else Reference(chance, "chance"),
+                chance=chance,
             )  # fmt: skip
             panels.append(
                 f'<figure class="panel"><h3>{escape(arm.name)}</h3><p>{name} over env steps</p>{chart}</figure>'
@@ -316,7 +316,7 @@ class _GridPage:
         chance = self.chance(arm) if measure in (SHARE, LATE_SHARE) else None
         chart = dot_chart(
             rows, title=f"{measure.name}, {arm.name}", percent=measure.percent, limits=limits,
-            reference=None if chance is None else Reference(chance, "chance"),
+            chance=chance,
         )  # fmt: skip
         words = f"{measure.name}, every seed" + (" (last evaluation)" if measure is RETURN else "")
         return f'<figure class="panel"><h3>{escape(arm.name)}</h3><p>{escape(words)}</p>{chart}</figure>'
@@ -517,7 +517,7 @@ def _run_panel(
     chance = cell.chance if heading == "Time in front of the TV" else None
     chart = line_chart(
         lines, title=f"{heading} over env steps", last_step=last, percent=percent,
-        limits=(0.0, 1.0) if percent else None, reference=None if chance is None else Reference(chance, "chance"),
+        limits=(0.0, 1.0) if percent else None, chance=chance,
     )  # fmt: skip
     names = " &nbsp; ".join(
         f'<span class="{x.css}"><span class="swatch"></span> {escape(x.label)}</span>' for x in lines

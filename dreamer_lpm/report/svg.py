@@ -43,14 +43,6 @@ class Dots:
     high: float | None = None
 
 
-@dataclass(frozen=True)
-class Reference:
-    """A dashed line across the chart, such as the chance level."""
-
-    value: float
-    label: str
-
-
 @dataclass
 class _Axis:
     """A nice span of numbers, and where each lies in pixels."""
@@ -84,13 +76,13 @@ def number(value: float, percent: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from ``low`` or below to ``high`` or above, 1, 2 or 5 of a power of ten apart.
+def ticks(low: float, high: float) -> list[float]:
+    """About five round numbers from ``low`` or below to ``high`` or above, 1, 2 or 5 of a power of ten apart.
 
     >>> ticks(0, 0.93)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     """
-    rough = max(high - low, 1e-12) / about
+    rough = max(high - low, 1e-12) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -104,9 +96,12 @@ def line_chart(
     last_step: float,
     percent: bool = False,
     limits: tuple[float, float] | None = None,
-    reference: Reference | None = None,
+    chance: float | None = None,
 ) -> str:
-    """Curves over env steps, with each seed thin and the interval as a band. ``title`` is for screen readers."""
+    """Curves over env steps, with each seed thin and the interval as a band. ``title`` is for screen readers.
+
+    ``chance``: a dashed line across the chart.
+    """
     low, high = limits or span(
         [line.curve for line in lines if line.curve], [line.dots[1] for line in lines if line.dots]
     )
@@ -114,13 +109,13 @@ def line_chart(
     x = _axis(0, last_step, LEFT, WIDTH - RIGHT, exact=True)
     parts = [_gridline(y(t), _tick(t, y, percent)) for t in y.ticks]
     parts += [_step_tick(x(t), t) for t in x.ticks]
-    if reference is not None:
+    if chance is not None:
+        at = y(chance)
         parts.append(
-            f'<line class="ref" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(reference.value):.1f}" '
-            f'y2="{y(reference.value):.1f}"/><text class="ref-label" x="{WIDTH - RIGHT}" '
-            f'y="{y(reference.value) - 4:.1f}" text-anchor="end">{escape(reference.label)}</text>'
+            f'<line class="ref" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/><text class="ref-label" '
+            f'x="{WIDTH - RIGHT}" y="{at - 4:.1f}" text-anchor="end">chance</text>'
         )
-    parts += [_dots_of(line, x, y) for line in lines if line.dots is not None]
+    parts += [_dots_of(line, line.dots, x, y) for line in lines if line.dots is not None]
     parts += [_seeds_of(line, line.curve, x, y) for line in lines if line.curve is not None]
     parts += [_curve_of(line, line.curve, x, y) for line in lines if line.curve is not None]
     return _svg(WIDTH, HEIGHT, title, parts)
@@ -132,13 +127,13 @@ def dot_chart(
     title: str,
     percent: bool = False,
     limits: tuple[float, float] | None = None,
-    reference: Reference | None = None,
+    chance: float | None = None,
 ) -> str:
-    """One row for each method: every seed a dot, the IQM a bar, its interval a band."""
+    """One row for each method: every seed a dot, the IQM a bar, its interval a band. ``chance``: a dashed line."""
     values = [v for row in rows for v in (*row.seeds.values(), row.value, *_ends(row))]
-    values += [reference.value] if reference else []
+    values += [] if chance is None else [chance]
     low, high = limits or (min(values), max(values))
-    top = 22 if reference else 8
+    top = 8 if chance is None else 22
     height = top + ROW * len(rows) + BOTTOM
     x = _axis(low, high, LABELS, WIDTH - 18)
     bottom = height - BOTTOM
@@ -147,13 +142,12 @@ def dot_chart(
         f'<text class="tick" x="{x(t):.1f}" y="{bottom + 16}" text-anchor="middle">{_tick(t, x, percent)}</text>'
         for t in x.ticks
     ]
-    if reference is not None:
-        at = x(reference.value)
+    if chance is not None:
+        at = x(chance)
         side = "start" if at < (LABELS + WIDTH) / 2 else "end"
         parts.append(
             f'<line class="ref" x1="{at:.1f}" x2="{at:.1f}" y1="{top - 6}" y2="{bottom}"/><text class="ref-label" '
-            f'x="{at + (4 if side == "start" else -4):.1f}" y="{top - 8}" text-anchor="{side}">'
-            f"{escape(reference.label)}</text>"
+            f'x="{at + (4 if side == "start" else -4):.1f}" y="{top - 8}" text-anchor="{side}">chance</text>'
         )
     parts += [_dot_row(row, top + ROW * (i + 0.5), x, percent) for i, row in enumerate(rows)]
     return _svg(WIDTH, height, title, parts)
@@ -242,12 +236,11 @@ def _curve_of(line: Line, curve: Curve, x: _Axis, y: _Axis) -> str:
     )
 
 
-def _dots_of(line: Line, x: _Axis, y: _Axis) -> str:
-    steps, values = line.dots if line.dots is not None else (np.empty(0), np.empty(0))
-    dots = "".join(
-        f'<circle class="point" cx="{x(a):.1f}" cy="{y(b):.1f}" r="2"/>' for a, b in zip(steps, values, strict=True)
+def _dots_of(line: Line, dots: tuple[np.ndarray, np.ndarray], x: _Axis, y: _Axis) -> str:
+    drawn = "".join(
+        f'<circle class="point" cx="{x(a):.1f}" cy="{y(b):.1f}" r="2"/>' for a, b in zip(*dots, strict=True)
     )
-    return f'<g class="{line.css}">{dots}</g>'
+    return f'<g class="{line.css}">{drawn}</g>'
 
 
 def _dot_row(row: Dots, y: float, x: _Axis, percent: bool) -> str:

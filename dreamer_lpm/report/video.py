@@ -25,6 +25,7 @@ from dreamer_lpm.types import UserError
 WIDTH, MARGIN, PANEL = 640, 16, 192
 HEADER, CAPTION = 40, 42
 LABEL, SCALE = 112, 48  # to the left and to the right of a strip's plot
+PLOT = WIDTH - 2 * MARGIN - LABEL - SCALE  # its width
 SMOOTH = 4  # strips are drawn this many times larger and then shrunk, which smooths their lines
 
 Colour = tuple[int, int, int]
@@ -38,15 +39,15 @@ class EpisodeTrace:
     """One episode as arrays of one length T; index t holds what came with frame t, index 0 the reset.
 
     ``obs``, ``reconstruction``, ``prediction``: (T, 64, 64, 3) uint8. ``reconstruction`` decodes the posterior, which
-    has seen frame t; ``prediction`` decodes the prior, which has not. None: the agent has no decoder.
+    has seen frame t; ``prediction`` decodes the prior, which has not.
     ``reward`` (T,) float: the task's own. ``tv_on`` (T,) bool, None without a TV. ``bonus`` (T,) float, None without
     curiosity. ``title`` stands at the top of the video. Raises ValueError if lengths differ or are 0.
     """
 
     obs: np.ndarray
     reward: np.ndarray
-    reconstruction: np.ndarray | None = None
-    prediction: np.ndarray | None = None
+    reconstruction: np.ndarray
+    prediction: np.ndarray
     tv_on: np.ndarray | None = None
     bonus: np.ndarray | None = None
     title: str = ""
@@ -109,7 +110,7 @@ class Storyboard:
         """Draw frame ``t`` of the video: (height, 640, 3) uint8, the height a multiple of 16."""
         trace = self._trace
         image = self._blank.copy()
-        playhead = MARGIN + LABEL + round(t * (_plot_width() - 1) / max(len(trace.obs) - 1, 1))
+        playhead = MARGIN + LABEL + round(t * (PLOT - 1) / max(len(trace.obs) - 1, 1))
         below = HEADER + CAPTION + PANEL + MARGIN
         image.paste(self._drawn.crop((0, below, playhead + 1, image.height)), (0, below))
 
@@ -117,7 +118,8 @@ class Storyboard:
         counts = f"step {t} of {len(trace.obs) - 1}   return {self._returns[t]:,.1f}"
         write_text(draw, (WIDTH - MARGIN, HEADER // 2), counts, 14, DIM, "rm")
         for column, pictures in enumerate((trace.obs, trace.reconstruction, trace.prediction)):
-            _panel(image, column, None if pictures is None else pictures[t])
+            picture = Image.fromarray(pictures[t]).resize((PANEL, PANEL), Image.Resampling.NEAREST)
+            image.paste(picture, _corner(column))
         if trace.tv_on is not None and trace.tv_on[t]:
             left, top = _corner(0)
             mark_tv(draw, left, top, PANEL)
@@ -170,13 +172,9 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
     return (low, high) if high > low else (-1.0, 1.0)
 
 
-def _plot_width() -> int:
-    return WIDTH - 2 * MARGIN - LABEL - SCALE
-
-
 def _plot(strip: _Strip, *, curves: bool) -> Image.Image:
-    """Draw a strip's plot, ``_plot_width()`` wide; without ``curves`` only its ground and its zero line."""
-    width, height = _plot_width() * SMOOTH, strip.height * SMOOTH
+    """Draw a strip's plot, ``PLOT`` wide; without ``curves`` only its ground and its zero line."""
+    width, height = PLOT * SMOOTH, strip.height * SMOOTH
     image = Image.new("RGB", (width, height), SURFACE)
     draw = ImageDraw.Draw(image)
     steps = np.linspace(0, width - 1, max(len(strip.values), 2))[: len(strip.values)]
@@ -193,22 +191,12 @@ def _plot(strip: _Strip, *, curves: bool) -> Image.Image:
         for begin, end in pairwise(zip(steps, heights, strict=True)) if curves else ():
             if math.isfinite(begin[1]) and math.isfinite(end[1]):  # a gap where there is no value
                 draw.line((*begin, *end), fill=strip.colour, width=2 * SMOOTH)
-    return image.resize((_plot_width(), strip.height), Image.Resampling.BOX)
+    return image.resize((PLOT, strip.height), Image.Resampling.BOX)
 
 
 def _corner(column: int) -> tuple[int, int]:
     """Left and top pixel of a panel."""
     return MARGIN + column * (PANEL + MARGIN), HEADER + CAPTION
-
-
-def _panel(image: Image.Image, column: int, picture: np.ndarray | None) -> None:
-    left, top = _corner(column)
-    if picture is not None:
-        image.paste(Image.fromarray(picture).resize((PANEL, PANEL), Image.Resampling.NEAREST), (left, top))
-        return
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((left, top, left + PANEL - 1, top + PANEL - 1), fill=SURFACE)
-    write_text(draw, (left + PANEL // 2, top + PANEL // 2), "this agent\ndraws no pictures", 14, DIM, "mm")
 
 
 def mark_tv(draw: ImageDraw.ImageDraw, left: int, top: int, size: int) -> None:

@@ -37,7 +37,10 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A film of a little more than two seconds."""
     length = 33
     obs = np.random.default_rng(0).integers(0, 256, (length, 64, 64, 3), dtype=np.uint8)
-    return episode_video(tmp_path_factory.mktemp("film") / "film.mp4", EpisodeTrace(obs, np.zeros(length)))
+    blank = np.zeros_like(obs)  # small, once it is coded
+    return episode_video(
+        tmp_path_factory.mktemp("film") / "film.mp4", EpisodeTrace(obs, np.zeros(length), blank, blank)
+    )
 
 
 def put(film: Path, run: Path) -> None:

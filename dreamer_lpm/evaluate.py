@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from dreamer_lpm.capture import own_stream, save_tensors
 from dreamer_lpm.curiosity import Transition
 from dreamer_lpm.envs import Envs
 from dreamer_lpm.machine import pick_device
-from dreamer_lpm.report.strict_json import dumps, write_atomically
+from dreamer_lpm.report.strict_json import write_json, write_whole
 from dreamer_lpm.report.video import EpisodeTrace
 from dreamer_lpm.settings import from_plain, to_plain
 from dreamer_lpm.types import ActionSpec, UserError
@@ -62,6 +62,21 @@ def _go_on() -> None:
     """Nobody asks to stop."""
 
 
+@contextmanager
+def _played(
+    agent: Agent, make: Callable[[], gym.Env[Any, Any]], episodes: int, seed: int, workers: int
+) -> Iterator[Envs]:
+    """Envs to play in while the agent's generator is lent out; it is put back, and they are closed, afterwards."""
+    envs = Envs(make, episodes, seed, workers=workers)
+    kept = agent.generator.get_state()
+    agent.generator.manual_seed(seed)
+    try:
+        yield envs
+    finally:
+        agent.generator.set_state(kept)
+        envs.close()
+
+
 def evaluate(
     agent: Agent,
     make: Callable[[], gym.Env[Any, Any]],
@@ -78,12 +93,9 @@ def evaluate(
     called before each step, and may raise to end it. ``workers``: processes that step the envs, as in ``Envs``; where
     one dies the episode ends there.
     """
-    envs = Envs(make, episodes, seed, workers=workers)
-    kept = agent.generator.get_state()
-    agent.generator.manual_seed(seed)
     returns, lengths, watched = np.zeros(episodes), np.zeros(episodes, int), np.zeros(episodes)
     playing = np.ones(episodes, bool)
-    try:
+    with _played(agent, make, episodes, seed, workers) as envs:
         row, acting = envs.reset_row(), agent.acting(policy)
         with own_stream(agent.device):
             carry = agent.begin(episodes)
@@ -95,9 +107,6 @@ def evaluate(
                 lengths += playing
                 watched += playing & row["tv_on"]
                 playing &= ~row["is_last"]
-    finally:
-        agent.generator.set_state(kept)
-        envs.close()
     return Scores(returns.tolist(), lengths.tolist(), (watched / lengths).tolist(), envs.news())
 
 
@@ -117,11 +126,8 @@ def record(
 
     Of a longer one, its first FILM steps. ``watch`` and ``workers`` as in :func:`evaluate`.
     """
-    envs = Envs(make, 1, seed, workers=workers)
-    kept = agent.generator.get_state()
-    agent.generator.manual_seed(seed)
     frames: dict[str, list[Any]] = {k: [] for k in ("obs", "reward", "tv_on", "bonus", "seen", "expected")}
-    try:
+    with _played(agent, make, 1, seed, workers) as envs:
         carry, row = agent.begin(1), envs.reset_row()
         while True:
             watch()
@@ -135,9 +141,6 @@ def record(
             if row["is_last"][0] or len(frames["obs"]) == FILM:
                 break
             row = envs.step(carry.action.cpu().numpy())
-    finally:
-        agent.generator.set_state(kept)
-        envs.close()
     array = {k: np.stack(v) for k, v in frames.items()}
     curious = agent.cfg.curiosity != "none"
     return EpisodeTrace(
@@ -163,15 +166,8 @@ def save_agent(path: Path, agent: Agent, about: Mapping[str, Any]) -> None:
 
     ``about``: plain data to carry along, such as the env it was trained in.
     """
-    scratch = path.with_name(path.name + ".tmp")
-    try:
-        with scratch.open("wb") as file:
-            save_tensors({**_description(agent, about), "weights": agent.state_dict()}, file)
-            file.flush()
-            os.fsync(file.fileno())  # before it has its name: a summary beside it says that the run is finished
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    data = {**_description(agent, about), "weights": agent.state_dict()}
+    write_whole(path, lambda file: save_tensors(data, file))
 
 
 def export_agent(folder: Path, agent: Agent, about: Mapping[str, Any]) -> None:
@@ -184,7 +180,7 @@ def export_agent(folder: Path, agent: Agent, about: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: x.contiguous() for name, x in agent.state_dict().items()}
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    write_atomically(folder / CONFIG_FILE, dumps(_description(agent, about), indent=2) + "\n")
+    write_json(folder / CONFIG_FILE, _description(agent, about))
     # safetensors lets only the owner read; who may read a new file is the user's to say, by the umask.
     shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
 

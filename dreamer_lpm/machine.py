@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import resource
 import sys
 import threading
 import time
@@ -216,6 +217,11 @@ def keep_freed_memory() -> bool:
     settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28), (arena_max, 1))
     taken: list[int] = [mallopt(name, value) for name, value in settings]
     return all(taken)
+
+
+def peak_memory() -> int:
+    """Bytes of memory that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def let_streams_run_side_by_side() -> None:

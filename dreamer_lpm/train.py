@@ -10,11 +10,9 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-import resource
 import secrets
 import shlex
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -39,15 +37,15 @@ from dreamer_lpm.envs import make_env, repeat_of, tv_chance
 from dreamer_lpm.evaluate import AGENT_FILE, Scores, evaluate, record, save_agent
 from dreamer_lpm.guard import FIRST_ALARM, alarms, save_batch
 from dreamer_lpm.lock import RunLock
-from dreamer_lpm.machine import keep_freed_memory, pick_device, set_tf32
+from dreamer_lpm.machine import keep_freed_memory, peak_memory, pick_device, set_tf32
 from dreamer_lpm.noisy_tv import ImageSource, TVImages, TVSpec, load_images
 from dreamer_lpm.noisy_tv.images import pooled
 from dreamer_lpm.report.measures import BIN, escape_step, late_mean, late_tv_share
 from dreamer_lpm.report.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoardSink, WandbSink, read_metrics
 from dreamer_lpm.report.plots import plot_run
 from dreamer_lpm.report.progress import Progress
-from dreamer_lpm.report.strict_json import dumps, is_sealed, sealed, write_atomically
-from dreamer_lpm.report.summary import SUMMARY_FILE, git_revision, versions, write_summary
+from dreamer_lpm.report.strict_json import is_sealed, sealed, write_json
+from dreamer_lpm.report.summary import SUMMARY_FILE, git_revision, versions
 from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import to_plain
 from dreamer_lpm.state import State
@@ -273,7 +271,7 @@ class _Session:
             "versions": versions(),
             "git_revision": git_revision(),
         }
-        write_atomically(self.run_dir / CONFIG_FILE, dumps(sealed(about), indent=2) + "\n")
+        write_json(self.run_dir / CONFIG_FILE, sealed(about))
 
     def _ill(self, state: State, found: NotFinite) -> Exception:
         """What follows from a number that is none: another try, or, after too many, the end."""
@@ -603,7 +601,7 @@ class _Run:
         agent = self.run_dir / AGENT_FILE
         save_agent(agent, s.agent, self._about())
         summary = self._summary(scores, off)
-        write_summary(self.run_dir, summary)
+        write_json(self.run_dir / SUMMARY_FILE, summary)
         return Report(summary, agent, video, plot_run(self.run_dir) if self.cfg.pictures else None)
 
     def _summary(self, scores: Scores, off: Scores | None) -> dict[str, Any]:
@@ -616,8 +614,7 @@ class _Run:
             "wall_seconds": s.tally.seconds,
             "shared_seconds": s.tally.shared_seconds,
             "runs_in_process": self.session.together,
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            * (1 if sys.platform == "darwin" else 1024),
+            "peak_memory_bytes": peak_memory(),
             "saving_seconds": s.tally.saving_seconds,
             "rollbacks": s.tally.rollbacks,
             "env_restarts": s.envs.restarts,

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from dreamer_lpm.compare.plan import Key, Machine, Plan
-from dreamer_lpm.compare.pool import LOCK_FILE, Job
+from dreamer_lpm.compare.pool import Job
 from dreamer_lpm.config import RunConfig
+from dreamer_lpm.lock import LOCK_FILE
 from dreamer_lpm.report.grid import FORMAT, GRID_FILE, is_grid, read_grid
-from dreamer_lpm.report.strict_json import dumps, plain, write_atomically
+from dreamer_lpm.report.strict_json import plain, write_json
 from dreamer_lpm.report.summary import SUMMARY_FILE, git_revision, versions
 from dreamer_lpm.settings import from_plain, to_plain
 from dreamer_lpm.train import CONFIG_FILE
@@ -91,7 +92,7 @@ def write_grid(out: Path, plan: Plan, machine: Machine, args: list[str]) -> None
         "git_revision": git_revision(),
         "cells": list(cells.values()),
     }
-    write_atomically(out / GRID_FILE, dumps(about, indent=2) + "\n")
+    write_json(out / GRID_FILE, about)
 
 
 def _settings(out: Path, name: str) -> Path:
@@ -123,7 +124,7 @@ def cell_job(out: Path, key: Key, cfg: RunConfig) -> Job:
             return [*start, "--resume"]
         shutil.rmtree(folder, ignore_errors=True)  # killed before it began
         settings.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(settings, dumps(to_plain(cfg), indent=2) + "\n")
+        write_json(settings, to_plain(cfg))
         return [*start, "--config", str(settings)]
 
     return Job(

@@ -15,12 +15,11 @@ from socket import gethostname
 from types import FrameType
 from typing import Self
 
-from dreamer_lpm.lock import take
+from dreamer_lpm.lock import LOCK_FILE, take
 from dreamer_lpm.report.metrics import METRICS_FILE
 from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.types import STOPS, UserError, insists
 
-LOCK_FILE = ".lock"
 LOOK_EVERY = 0.2  # seconds
 MISTAKE = 2  # exit status of a user's mistake, which another try cannot mend
 _STEP = re.compile(rb'^\{"step": (\d+)')

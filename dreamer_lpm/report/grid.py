@@ -21,7 +21,7 @@ import numpy as np
 from dreamer_lpm.report.measures import WINDOW
 from dreamer_lpm.report.metrics import METRICS_FILE, Row, read_metrics
 from dreamer_lpm.report.statistics import Estimate, estimate, probability_of_improvement, proportion, share_kept
-from dreamer_lpm.report.strict_json import dumps, write_atomically
+from dreamer_lpm.report.strict_json import write_atomically, write_json
 from dreamer_lpm.report.summary import SUMMARY_FILE
 from dreamer_lpm.types import UserError
 
@@ -74,7 +74,6 @@ class Arm:
     name: str
     words: str = ""
     sham: str | None = None
-    has_tv: bool = False
 
 
 @dataclass
@@ -302,10 +301,7 @@ def read_grid(folder: Path) -> Grid:
     try:
         if about["format"] != FORMAT:
             raise UserError(f"{path} has format {about['format']}, this version reads {FORMAT}; update dreamer-lpm.")
-        arms = {
-            name: Arm(name, arm.get("words", ""), arm.get("sham"), bool(arm.get("has_tv")))
-            for name, arm in about["arms"].items()
-        }
+        arms = {name: Arm(name, arm.get("words", ""), arm.get("sham")) for name, arm in about["arms"].items()}
         cells = [Cell(c["method"], c["arm"], int(c["seed"]), folder / c["folder"]) for c in about["cells"]]
         return Grid(folder, list(about["methods"]), arms, [int(s) for s in about["seeds"]], cells, about)
     except (KeyError, TypeError, AttributeError) as error:
@@ -329,7 +325,7 @@ def _damaged(path: Path) -> UserError:
 def write_results(grid: Grid) -> None:
     """Write ``results.csv`` and ``summary.json`` into the grid's folder."""
     write_atomically(grid.folder / RESULTS_FILE, results_csv(grid))
-    write_atomically(grid.folder / SUMMARY_FILE, dumps(summary(grid), indent=2) + "\n")
+    write_json(grid.folder / SUMMARY_FILE, summary(grid))
 
 
 def results_csv(grid: Grid) -> str:

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from dreamer_lpm.report.curves import SMOOTHING, series
 from dreamer_lpm.report.metrics import Row, read_metrics
+from dreamer_lpm.report.strict_json import write_whole
 from dreamer_lpm.types import UserError
 
 CURVES_FILE = "curves.png"
@@ -28,16 +29,13 @@ def plot_run(run_dir: Path) -> Path:
 
     Raises UserError if ``run_dir`` has no metrics, or none yet that can be drawn.
     """
-    run_dir = Path(run_dir)
     rows = read_metrics(run_dir)
     panels = _panels(rows)
     if not panels:
         raise UserError(f"{run_dir} has nothing to draw yet: let the run finish an episode first.")
     figure = _figure(panels, title=run_dir.resolve().name, last_step=max(row["step"] for row in rows))
     path = run_dir / CURVES_FILE
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=110)
-    partial.replace(path)
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=110))
     return path
 
 

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from dreamer_lpm.report import plots
 from dreamer_lpm.report.measures import WINDOW
+from dreamer_lpm.report.strict_json import write_whole
 from dreamer_lpm.report.video import (
     BACKGROUND,
     BONUS,
@@ -37,6 +38,7 @@ from dreamer_lpm.report.video import (
 WIDTH, HEIGHT, MARGIN = 704, 624, 22
 PICTURE, PICTURES_TOP = 320, 104
 METER_TOP, METER = 436, 24
+METER_WIDTH = PICTURE - 78  # the figure stands beside it
 CHART_LEFT, CHART_TOP, CHART_WIDTH, CHART_HEIGHT = 82, 502, 532, 88
 LEFT = (MARGIN, WIDTH - MARGIN - PICTURE)  # of each agent's column
 COLOURS: tuple[Colour, Colour] = (TV, BONUS)
@@ -160,11 +162,11 @@ class Film:
         return image
 
     def _meter(self, draw: ImageDraw.ImageDraw, left: int, colour: Colour, share: float) -> None:
-        full = _meter_width()
         if share > 0:
-            draw.rectangle((left, METER_TOP, left + round(share * (full - 1)), METER_TOP + METER - 1), fill=colour)
+            right = left + round(share * (METER_WIDTH - 1))
+            draw.rectangle((left, METER_TOP, right, METER_TOP + METER - 1), fill=colour)
         write_text(draw, (left + PICTURE, METER_TOP + METER // 2), percent(share), 26, colour, "rm")
-        tick = left + round(self._chance * full)
+        tick = left + round(self._chance * METER_WIDTH)
         draw.line((tick, METER_TOP - 4, tick, METER_TOP + METER + 3), fill=BRIGHT, width=2)
 
     def _static(self, *, curves: bool) -> Image.Image:
@@ -174,9 +176,9 @@ class Film:
         for left, colour, life in zip(LEFT, COLOURS, self._pair, strict=True):
             write_text(draw, (left, 64), life.name, 22, colour, "lm")
             write_text(draw, (left, 88), life.motto, 16, DIM, "lm")
-            right = left + _meter_width() - 1
+            right = left + METER_WIDTH - 1
             draw.rectangle((left, METER_TOP, right, METER_TOP + METER - 1), fill=SURFACE)
-            tick = left + round(self._chance * _meter_width())
+            tick = left + round(self._chance * METER_WIDTH)
             draw.line((tick, METER_TOP - 4, tick, METER_TOP + METER + 3), fill=BRIGHT, width=2)
             write_text(draw, (tick, METER_TOP + METER + 15), "chance", 16, DIM, "mm")
             write_text(draw, (left + PICTURE, METER_TOP + METER + 15), "time at the TV", 16, DIM, "rm")
@@ -229,10 +231,6 @@ def percent(share: float) -> str:
     return f"{share:.0%}".replace("%", " %")
 
 
-def _meter_width() -> int:
-    return PICTURE - 78  # the figure stands beside it
-
-
 def write_gif(path: Path, frames: Sequence[np.ndarray], *, hold: float) -> Path:
     """Write a moving picture that plays for ever, its first frame held for ``hold`` seconds. One palette for all.
 
@@ -246,9 +244,8 @@ def write_gif(path: Path, frames: Sequence[np.ndarray], *, hold: float) -> Path:
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     durations = [round(1000 * hold)] + [1000 // FPS] * (len(images) - 1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    images[0].save(partial, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
-    partial.replace(path)
+    how = {"save_all": True, "append_images": images[1:], "duration": durations, "loop": 0}
+    write_whole(path, lambda file: images[0].save(file, "GIF", **how))
     return path
 
 
@@ -278,9 +275,7 @@ def plot_story(path: Path, pair: Pair, *, chance: float, end: int, random_until:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=120)
-    partial.replace(path)
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
     return path
 
 

@@ -6,9 +6,9 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -49,21 +49,31 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Put ``text`` at ``path``: readers and crashes meet the old file or the new one, never half of one.
+def write_whole(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
+    """Put at ``path`` what ``fill`` writes: readers and crashes meet the old file or the new one, never half of one.
 
-    Raises UserError if ``path`` is a folder or a device.
+    On the disk when this returns. Raises UserError if ``path`` is a folder or a device.
     """
     partial = partial_of(path)
     try:
-        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:  # of names that are no UTF-8
-            file.write(text)
+        with partial.open("wb") as file:
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """``text`` as :func:`write_whole` writes, in UTF-8."""
+    write_whole(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))  # of names that are no UTF-8
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``value`` as :func:`write_whole` writes, for eyes too. NaN and the infinities become ``null``."""
+    write_atomically(path, dumps(value, indent=2) + "\n")
 
 
 def sealed(data: Mapping[str, Any]) -> dict[str, Any]:

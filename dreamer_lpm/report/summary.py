@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import dreamer_lpm
-from dreamer_lpm.report.strict_json import dumps, write_atomically
 
 SUMMARY_FILE = "summary.json"
 
@@ -27,14 +24,6 @@ PACKAGES = (
     "tensorboard",
     "wandb",
 )
-
-
-def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> Path:
-    """Write ``run_dir/summary.json`` in one piece and return its path. NaN and the infinities become ``null``."""
-    path = Path(run_dir) / SUMMARY_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, dumps(summary, indent=2) + "\n")
-    return path
 
 
 def versions() -> dict[str, str]:

@@ -39,7 +39,7 @@ FILM = Film((STARES, LEAVES), chance=CHANCE, end=END, title="Two agents")
 def meter(frame: np.ndarray, side: int) -> np.ndarray:
     """The pixels along a meter, below the chance line's ends."""
     left = story.LEFT[side]
-    return frame[story.METER_TOP + 2, left : left + story._meter_width()]
+    return frame[story.METER_TOP + 2, left : left + story.METER_WIDTH]
 
 
 def share_by_hand(life: Life, step: int) -> float:
@@ -114,8 +114,8 @@ def test_meters_are_as_long_as_the_share_and_chance_is_marked() -> None:
     frame = FILM.frame(END)
     for side, life in enumerate((STARES, LEAVES)):
         filled = (meter(frame, side) == story.COLOURS[side]).all(-1).sum()
-        assert filled / story._meter_width() == pytest.approx(life.shares[-1], abs=0.02)
-        tick = story.LEFT[side] + round(CHANCE * story._meter_width())
+        assert filled / story.METER_WIDTH == pytest.approx(life.shares[-1], abs=0.02)
+        tick = story.LEFT[side] + round(CHANCE * story.METER_WIDTH)
         assert frame[story.METER_TOP - 3, tick].min() > 200
 
 

@@ -1,13 +1,15 @@
 """JSON that strict parsers read, and files that are whole or not there."""
 
 import json
+import math
 import os
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 
-from dreamer_lpm.report.strict_json import dumps, plain, write_atomically
+from dreamer_lpm.report.strict_json import dumps, plain, write_atomically, write_json, write_whole
 from dreamer_lpm.report.video import write_video
 from dreamer_lpm.types import UserError
 
@@ -74,3 +76,25 @@ def test_atomic_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch:
         write_atomically(path, "half")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_strict_and_whole(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_json(path, {"env_steps": 10, "eval_returns": [-1.5, math.nan], "versions": {"a": "1"}})
+    assert json.loads(path.read_text()) == {"env_steps": 10, "eval_returns": [-1.5, None], "versions": {"a": "1"}}
+    assert "NaN" not in path.read_text()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_could_not_be_filled_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "curves.png"
+    path.write_bytes(b"old")
+
+    def full(file: IO[bytes]) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, full)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"old"

@@ -1,7 +1,5 @@
 """summary.json, versions, and the revision of the source."""
 
-import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import dreamer_lpm
-from dreamer_lpm.report.summary import SUMMARY_FILE, git_revision, versions, write_summary
+from dreamer_lpm.report.summary import git_revision, versions
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -28,14 +26,6 @@ def package(tmp_path: Path) -> Path:
     git(folder.parent, "add", ".")
     git(folder.parent, "commit", "-q", "-m", "first")
     return folder
-
-
-def test_summary_is_strict_json_and_whole(tmp_path: Path) -> None:
-    path = write_summary(tmp_path / "run", {"env_steps": 10, "eval_returns": [-1.5, math.nan], "versions": {"a": "1"}})
-    assert path == tmp_path / "run" / SUMMARY_FILE
-    assert json.loads(path.read_text()) == {"env_steps": 10, "eval_returns": [-1.5, None], "versions": {"a": "1"}}
-    assert "NaN" not in path.read_text()
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_versions_name_what_a_result_depends_on() -> None:

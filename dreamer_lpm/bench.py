@@ -21,7 +21,6 @@ import io
 import json
 import os
 import platform
-import resource
 import shlex
 import statistics
 import subprocess
@@ -29,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn, TextIO, cast
@@ -43,11 +42,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dreamer_lpm.agent import Agent
 from dreamer_lpm.config import RunConfig
-from dreamer_lpm.envs import make_env
+from dreamer_lpm.envs import make_env, repeat_of
 from dreamer_lpm.machine import (
     Precision,
     cores,
     keep_freed_memory,
+    peak_memory,
     pick_device,
     pick_precision,
     pick_threads,
@@ -55,9 +55,9 @@ from dreamer_lpm.machine import (
 )
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.metrics import METRICS_FILE, read_metrics
-from dreamer_lpm.report.strict_json import dumps, partial_of, plain, write_atomically
+from dreamer_lpm.report.strict_json import dumps, partial_of, plain, write_atomically, write_json
 from dreamer_lpm.report.summary import git_revision, versions
-from dreamer_lpm.solve import EPISODES, Attempt, in_words, solve
+from dreamer_lpm.solve import EPISODES, Attempt, failed, in_words, solve
 from dreamer_lpm.train import train
 from dreamer_lpm.types import ActionSpec, Batch, UserError
 
@@ -146,7 +146,7 @@ def main(args: list[str]) -> int:
         _show(result)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.json, dumps(result, indent=2) + "\n")
+        write_json(options.json, result)
     if options.csv:
         options.csv.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(options.csv, _csv(result))
@@ -358,8 +358,8 @@ def product_peak(device: torch.device, kind: torch.dtype) -> float:
     return best
 
 
-def env_step(run: RunConfig, steps: int = 2_000, timed: int = 100) -> float:
-    """Median seconds of a step of the preset's env with its picture, through all of its wrappers; over the last ones.
+def env_step(run: RunConfig, steps: int = 2_000) -> float:
+    """Median seconds of a step of the preset's env with its picture, through all of its wrappers; over the last 100.
 
     A table of pictures fills on the way there.
     """
@@ -377,7 +377,7 @@ def env_step(run: RunConfig, steps: int = 2_000, timed: int = 100) -> float:
                 env.reset()
     finally:
         env.close()
-    return statistics.median(seconds[-timed:])
+    return statistics.median(seconds[-100:])
 
 
 def loop_rate(work: Work, steps: int) -> float:
@@ -392,11 +392,6 @@ def loop_rate(work: Work, steps: int) -> float:
         rows = [row for row in read_metrics(Path(folder) / "run") if "wall_steps_per_s" in row]
     # The first line with updates in it has the wait for what is made at the first of them.
     return statistics.median(float(row["wall_steps_per_s"]) for row in rows if row["step"] > run.prefill + 200)
-
-
-def peak_memory() -> int:
-    """Bytes of memory that this process has held at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _serve(work: Work, questions: TextIO, answers: TextIO) -> None:
@@ -478,8 +473,7 @@ def _attempts(work: Work, options: argparse.Namespace, folder: Path) -> list[Att
     if not options.against:
         return attempts
     run = preset(work.preset)
-    with closing(make_env(run.env())) as env:
-        repeat = env.get_wrapper_attr("times")
+    repeat = repeat_of(run.env())
     pace = {"batch": work.batch, "length": work.length, "replay-ratio": repeat / run.update_every}
     common = {
         **_sizes(work), "layers": run.agent.behavior.layers, "algo": "dreamer_v3", "seed": options.seed,
@@ -602,9 +596,7 @@ class _Child:
         self.process.wait()
         with suppress(BrokenPipeError):  # of a question that was never read
             cast(IO[str], self.process.stdin).close()
-        self.errors.seek(0)
-        said = [line for line in self.errors.read().splitlines() if line.strip()] or ["it said nothing"]
-        raise UserError(f"The contestant '{self.name}' stopped: {said[-1].strip()}")
+        failed(f"The contestant '{self.name}'", self.errors)
 
 
 def duel(contestants: Sequence[Contestant], rounds: int) -> dict[str, dict[str, Any]]:

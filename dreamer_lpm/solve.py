@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from dreamer_lpm.types import UserError
 
@@ -79,7 +79,7 @@ def solve(attempt: Attempt, threshold: float, bound: float) -> dict[str, Any]:
                     if solved:
                         break
             if ended:
-                _fail(attempt.name, said)
+                failed(f"'{attempt.name}'", said)
             if passed > bound or ended is not None:
                 break
             time.sleep(LOOK_EVERY)
@@ -155,7 +155,8 @@ def _rows(path: Path) -> Iterator[list[dict[str, Any]]]:
         yield [json.loads(line) for line in whole.splitlines()]
 
 
-def _fail(name: str, said: Any) -> NoReturn:
+def failed(who: str, said: IO[str]) -> NoReturn:
+    """Raises UserError with the last words of a program, from the file of all that it said."""
     said.seek(0)
     lines = [line for line in said.read().splitlines() if line.strip()] or ["it said nothing"]
-    raise UserError(f"'{name}' stopped: {lines[-1].strip()}")
+    raise UserError(f"{who} stopped: {lines[-1].strip()}")

@@ -17,12 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from outcome import leave
 
 from dreamer_lpm.config import settled
 from dreamer_lpm.noisy_tv import load_images
 from dreamer_lpm.presets import preset
-from dreamer_lpm.report.strict_json import dumps, write_atomically
-from dreamer_lpm.report.summary import git_revision, versions
 from dreamer_lpm.state import State
 
 
@@ -63,11 +62,8 @@ def main() -> None:
         "share": max(saves) / (between * update),
         "share_wall": max(walls) / (between * update),
         "precision": cfg.precision,
-        "versions": versions(),
-        "git_revision": git_revision(),
     }
-    write_atomically(args.out, dumps(result, indent=2) + "\n")
-    print(dumps(result, indent=2))
+    leave(args.out, result)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from outcome import leave
 
 from dreamer_lpm.envs import EnvConfig, Envs, make_env
-from dreamer_lpm.report.strict_json import dumps, write_atomically
-from dreamer_lpm.report.summary import git_revision, versions
 
 ENVS = 8
 
@@ -55,11 +54,8 @@ def main() -> None:
         "rounds": {f"workers_{n}": values for n, values in speeds.items()},
         "cpus": os.cpu_count(),
         "load_before": load,
-        "versions": versions(),
-        "git_revision": git_revision(),
     }
-    write_atomically(args.out, dumps(result, indent=2) + "\n")
-    print(dumps(result, indent=2))
+    leave(args.out, result)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,11 @@ import gymnasium as gym
 import numpy as np
 import pygame
 from gymnasium.envs import classic_control
+from outcome import leave
 
 from dreamer_lpm.envs import EnvConfig, make_env
 from dreamer_lpm.envs.fast_pictures import FAST, FastPicture
 from dreamer_lpm.envs.wrappers import Picture
-from dreamer_lpm.report.strict_json import dumps, write_atomically
-from dreamer_lpm.report.summary import git_revision, versions
 
 PENDULUM = "Pendulum-v1"
 RANGES = {"Pendulum": (-np.pi, np.pi), "MountainCar": (-1.2, 0.6)}  # of the number that places the rod or the car
@@ -149,11 +148,9 @@ def main() -> None:
             for env_id in FAST
         },
         "parts_of_a_pendulum_picture_ms": parts(200),
-        "versions": {**versions(), "pygame": pygame.version.ver},
-        "git_revision": git_revision(),
+        "pygame": pygame.version.ver,
     }
-    write_atomically(args.out, dumps(result, indent=2) + "\n")
-    print(dumps(result, indent=2))
+    leave(args.out, result)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import matplotlib as mpl
 import torch
+from outcome import leave
 from torch.profiler import ProfilerActivity, profile
 
 from dreamer_lpm.bench import Bench, Work, product_peak, timed
 from dreamer_lpm.machine import pick_precision
-from dreamer_lpm.report.strict_json import dumps, write_atomically
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -90,9 +90,8 @@ def main() -> None:
             str(kind).removeprefix("torch."): product_peak(cpu, kind) for kind in (torch.float32, torch.bfloat16)
         },
     }
-    write_atomically(options.json, dumps(result, indent=2) + "\n")
+    leave(options.json, result)
     draw(parts, by_kind, options.picture)
-    print(dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from outcome import leave
 
 from dreamer_lpm.config import RunConfig, settled
-from dreamer_lpm.report.strict_json import dumps, write_atomically
 from dreamer_lpm.state import State
 
 
@@ -71,8 +71,7 @@ def main() -> None:
             for filled, each in found.items()
         ],
     }
-    write_atomically(options.json, dumps(result, indent=2) + "\n")
-    print(dumps(result, indent=2))
+    leave(options.json, result)
 
 
 if __name__ == "__main__":

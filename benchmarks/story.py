@@ -21,7 +21,7 @@ from dreamer_lpm.checkpoint import load_newest, load_rows
 from dreamer_lpm.cli import main as dreamer_lpm
 from dreamer_lpm.report.grid import Cell, Grid, read_grid
 from dreamer_lpm.report.story import CARD_SECONDS, FPS, Film, Life, Pair, percent, plot_story, windows, write_gif
-from dreamer_lpm.report.strict_json import dumps, write_atomically
+from dreamer_lpm.report.strict_json import write_json
 from dreamer_lpm.report.video import write_video
 
 TITLE = "Two curious agents, one TV"
@@ -66,9 +66,7 @@ def tell(grid: Grid, out: Path) -> str:
         writer = csv.DictWriter(file, ["from_step", "to_step", *MOTTOS], lineterminator="\n")
         writer.writeheader()
         writer.writerows(windows(pair, end))
-    write_atomically(
-        out / "summary.json", dumps({"commands": grid.about["commands"], "runs": summaries}, indent=2) + "\n"
-    )
+    write_json(out / "summary.json", {"commands": grid.about["commands"], "runs": summaries})
     shares = [
         f"{each.name:<17} {percent(each.late_share):>5} of the last quarter of training at the TV; "
         f"chance is {percent(chance)}"

@@ -28,8 +28,9 @@ class SmallEncoder(nn.Module):
     Orthogonal weights, so that a frozen one keeps apart what differs.
     """
 
-    def __init__(self, outputs: int, depth: int = 8):
+    def __init__(self, outputs: int):
         super().__init__()
+        depth = 8
         self.layers = nn.Sequential(
             nn.Conv2d(3, depth, 3, 2, 1), nn.SiLU(),
             nn.Conv2d(depth, 2 * depth, 3, 2, 1), nn.SiLU(),

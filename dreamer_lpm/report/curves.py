@@ -41,15 +41,15 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def trailing_mean(values: np.ndarray, window: int = SMOOTHING) -> np.ndarray:
-    """Mean of each value and up to ``window - 1`` before it.
+def trailing_mean(values: np.ndarray) -> np.ndarray:
+    """Mean of each value and up to ``SMOOTHING - 1`` before it.
 
-    >>> trailing_mean(np.array([2.0, 4.0, 6.0]), 2).tolist()
-    [2.0, 3.0, 5.0]
+    >>> trailing_mean(np.array([2.0, 4.0, 6.0, 8.0, 10.0, 12.0])).tolist()
+    [2.0, 3.0, 4.0, 5.0, 6.0, 8.0]
     """
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - window)
+    starts = np.maximum(0, ends - SMOOTHING)
     return np.asarray((sums[ends] - sums[starts]) / (ends - starts))
 
 

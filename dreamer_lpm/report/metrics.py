@@ -31,15 +31,12 @@ class Sink(Protocol):
 
     def write(self, line: int, row: Row) -> None:
         """Show one more row."""
-        ...
 
     def rewind(self, kept: Sequence[Row]) -> None:
         """Show these rows and nothing later: a resumed run goes on after them. Called before the first ``write``."""
-        ...
 
     def close(self) -> None:
         """Nothing more will come."""
-        ...
 
 
 class MetricsLog:
@@ -50,7 +47,7 @@ class MetricsLog:
     """
 
     def __init__(self, run_dir: Path, sinks: Sequence[Sink] = (), *, resume_at: int | None = None) -> None:
-        path = Path(run_dir) / METRICS_FILE
+        path = run_dir / METRICS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [] if resume_at is None else _truncate(path, resume_at)
         if resume_at is None and path.exists() and path.stat().st_size > 0:
@@ -101,7 +98,7 @@ def read_metrics(run_dir: Path) -> list[Row]:
 
     A last line that a crash cut short is left out. Raises UserError if the file is missing or damaged elsewhere.
     """
-    path = Path(run_dir) / METRICS_FILE
+    path = run_dir / METRICS_FILE
     if not path.is_file():
         raise UserError(f"{path} does not exist: give the folder of a run, such as runs/my-run.")
     return _rows(path.read_bytes(), path)
@@ -185,7 +182,7 @@ class TensorBoardSink:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._session, self._summary = Event, SessionLog, Summary
-        self._writer = EventFileWriter(str(Path(run_dir) / "tensorboard"))
+        self._writer = EventFileWriter(str(run_dir / "tensorboard"))
 
     def write(self, line: int, row: Row) -> None:
         """Show the row's numbers at its env step; flushed, so that a crash leaves no hole."""

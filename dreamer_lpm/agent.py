@@ -70,16 +70,16 @@ class Felt(NamedTuple):
     """What the world model felt in the last update, detached: for whoever measures, never for what learns."""
 
     replayed: Tensor  # (B, T, F) of the replayed frames
-    dreamed: Tensor  # (H, S, F) of the states that S dreams of H steps went through, their start left out
+    dreamed: Tensor  # (H, B', F) of the states that B' dreams of H steps went through, their start left out
 
 
 class Noise(NamedTuple):
     """What chance decides in one update."""
 
     world: Tensor  # (B, T, S, C) Gumbel, for the posterior's samples
-    starts: Tensor  # (S',) which of the B*T replayed states dreams start from, each once
-    dream: Tensor  # (H, S', S, C) Gumbel, for the prior's samples
-    policy: Tensor  # (H, S', A) for the policy's
+    starts: Tensor  # (B',) which of the B*T replayed states dreams start from, each once
+    dream: Tensor  # (H, B', S, C) Gumbel, for the prior's samples
+    policy: Tensor  # (H, B', A) for the policy's
 
 
 class Thought(NamedTuple):
@@ -92,15 +92,15 @@ class Thought(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """Dreams, and what they are worth: S of them, H steps each."""
+    """Dreams, and what they are worth: B of them, H steps each."""
 
-    feat: Tensor  # (H+1, S, F)
-    sampled: Tensor  # (H, S, A) the actions as the policy drew them
-    bonus: Tensor  # (H, S) on entering states 1..H, as all that follows
-    extrinsic: Tensor  # (H, S) the task's reward
-    blind: Tensor  # (H, S) in [0, 1]
-    cont: Tensor  # (H, S) in [0, 1], whether the episode goes on
-    steady: Tensor  # (H, S) what the slow critic expects of the states acted in
+    feat: Tensor  # (H+1, B, F)
+    sampled: Tensor  # (H, B, A) the actions as the policy drew them
+    bonus: Tensor  # (H, B) on entering states 1..H, as all that follows
+    extrinsic: Tensor  # (H, B) the task's reward
+    blind: Tensor  # (H, B) in [0, 1]
+    cont: Tensor  # (H, B) in [0, 1], whether the episode goes on
+    steady: Tensor  # (H, B) what the slow critic expects of the states acted in
 
 
 class Parts(NamedTuple):
@@ -430,7 +430,7 @@ class Agent(nn.Module):
     def _price(self, reward: Tensor) -> Tensor:
         """Of a blind step, in the task's reward: cfg.sight times the range of the returns, spread over the dream.
 
-        reward (H, S) is the dream's without it. The range counts for at most what such rewards could ever add up to: it
+        reward (H, B) is the dream's without it. The range counts for at most what such rewards could ever add up to: it
         contains the price, and where blindness outlasts the dream the two would feed on each other without end.
         """
         most = reward.abs().amax() / max(1 - self.cfg.behavior.gamma, 1e-6)
@@ -438,7 +438,7 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def _dream_of(self, latents: Latent, pick: Tensor, code: Tensor, policy: Tensor) -> Scored:
-        """The dreams from those of the replayed states: pick (S,), noise of the codes and of the policy (H, S, ...)."""
+        """The dreams from those of the replayed states: pick (B,), noise of the codes and of the policy (H, B, ...)."""
         start = Latent(latents.deter.flatten(0, 1)[pick], latents.stoch.flatten(0, 1)[pick])
         world = self.world
         dream = world.rssm.imagine(start, self.behavior.actor.sample, code, policy)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -135,7 +136,8 @@ def examine_machine() -> Iterator[Finding]:
     yield Finding("ok", "device", f"{device.type}{name}, arithmetic {pick_precision('auto', device)}")
     yield Finding("ok", "threads", f"{pick_threads(0)} of a CPU")
     memory = free_memory(device)
-    yield Finding("ok", "memory", "unknown" if memory is None else f"{memory / 1e9:.1f} GB free on {device.type}")
+    free = "free " if device.type == "cuda" or sys.platform == "linux" else ""  # else nobody says how much of it is
+    yield Finding("ok", "memory", "unknown" if memory is None else f"{memory / 1e9:.1f} GB {free}on {device.type}")
     yield Finding("ok", "disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB free in {Path.cwd()}")
     pictures = at_hand(None)
     if pictures is None:

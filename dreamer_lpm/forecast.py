@@ -66,7 +66,10 @@ class Forecast:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a program may still take on the device; None where nobody says."""
+    """Bytes that a program may still take on the device; None where nobody says.
+
+    Off Linux, and beside CUDA, all memory of the machine, free or not.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if sys.platform != "linux":

@@ -63,7 +63,7 @@ class TVProbe:
 
     @torch.no_grad()
     def take(self, replayed: Tensor, tv_on: Tensor, dreamed: Tensor) -> None:
-        """Learn the batch before, and keep this one: replayed (B, T, F), tv_on (B, T) bool, dreamed (H, S, F)."""
+        """Learn the batch before, and keep this one: replayed (B, T, F), tv_on (B, T) bool, dreamed (H, B', F)."""
         member = torch.stack([~self.tv_on, self.tv_on]).float()
         self.count.mul_(_KEEP).add_(member.sum(1))
         self.total.mul_(_KEEP).add_(member @ self.replayed)

@@ -3,12 +3,13 @@
 Shape legend, used in every docstring and assertion:
 
 ====  =====================================================
-B     batch: sequences in a replay sample
+B     batch: sequences in a replay sample, or dreams
 T     time: steps of a sequence
 H     horizon: imagined steps
 N     environments stepped side by side
 A     action size (dimensions of a Box, number of choices)
 D     size of the recurrent state ``deter``
+S, C  categorical latents of ``stoch``, and classes of each
 F     size of a feature: ``deter`` and flattened ``stoch``
 E     size of an image embedding
 ====  =====================================================

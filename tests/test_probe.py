@@ -198,7 +198,7 @@ class Room:
 
     @torch.no_grad()
     def dream(self, share: float, horizon: int = 8) -> tuple[Tensor, Tensor]:
-        """States entered (H, S, F) under a policy that presses as often, and whether the button was pressed (H, S)."""
+        """States entered (H, B, F) under a policy that presses as often, and whether the button was pressed (H, B)."""
         actions = self.actions((horizon, len(self.start.deter)), share)
         noise = codes(self.rssm, actions.shape[:2], self.g)
         state, feats = self.start, []

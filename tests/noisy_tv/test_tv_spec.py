@@ -15,10 +15,15 @@ from hypothesis import strategies as st
 from dreamer_lpm.noisy_tv import NoisyTVError, TVSpec
 from dreamer_lpm.settings import from_plain, read_file, to_plain
 
+NOISY_TV = ["", ".spec", ".wrapper", ".condition", ".check", ".images", ".cifar10"]
+REPORT = [".curves", ".measures", ".statistics", ".svg"]
 
-@pytest.mark.parametrize("module", ["", ".spec", ".wrapper", ".condition", ".check", ".images", ".cifar10"])
+
+@pytest.mark.parametrize(
+    "module", [*(f"dreamer_lpm.noisy_tv{name}" for name in NOISY_TV), *(f"dreamer_lpm.report{name}" for name in REPORT)]
+)
 def test_examples_in_the_docstrings_run(module):
-    assert doctest.testmod(importlib.import_module("dreamer_lpm.noisy_tv" + module)).failed == 0
+    assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tensorboard.summary.writer import event_file_writer
 
 from dreamer_lpm.report.metrics import METRICS_FILE, MetricsLog, Row, TensorBoardSink, WandbSink, read_metrics, scalars
 from dreamer_lpm.types import UserError
@@ -31,6 +32,12 @@ class Recorder:
 
     def close(self) -> None:
         self.heard.append(("close", None))
+
+
+@pytest.fixture(autouse=True)
+def count_from_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Event files of one second are read by name, which ends in a count over the process: its 100 sorts before 99."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 def write_steps(log: MetricsLog, *steps: int) -> None:

@@ -7,9 +7,12 @@ no torch.
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.metadata import version
 from typing import cast
 
 from dreamer_lpm.noisy_tv import NoisyTVError
@@ -44,6 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.path.append("")  # an env of one's own is found where one stands, as by train_lpm.py; last, to hide nothing
     if args and args[0] in COMMANDS:
         return _guard(lambda rest: _command(args[0])(rest), args[1:])
+    if args and not args[0].startswith("-"):
+        print(f"error: unknown command {args[0]!r}", file=sys.stderr)
+    if args == ["--version"]:
+        print(version("dreamer-lpm"))
+        return 0
     print(USAGE, end="", file=sys.stdout if args in (["--help"], ["-h"]) else sys.stderr)
     return 0 if args in (["--help"], ["-h"]) else 2
 
@@ -69,6 +77,10 @@ def _guard(command: Command, args: list[str]) -> int:
     stop the shell's 128 + signal."""
     try:
         return command(args)
+    except BrokenPipeError:  # | head
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's end would fail as well
+        return 0
     except (UserError, NoisyTVError, OSError) as error:
         print("error:", *str(error).split(), file=sys.stderr)
         return 1 if is_the_machines(error) else 2

@@ -30,7 +30,7 @@ from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import from_plain, read_file, read_seeds
 from dreamer_lpm.team import Team, joined
 from dreamer_lpm.together import train_together
-from dreamer_lpm.train import CONFIG_FILE, EVAL_SEED, Job, Report, Stopped, pictures_of, read_config, train
+from dreamer_lpm.train import CONFIG_FILE, EVAL_SEED, Job, Report, Stopped, pictures_of, read_config, train, vain
 from dreamer_lpm.types import UserError, is_the_machines
 
 # What may differ between a run and its continuation; anything else would make it another run.
@@ -168,7 +168,10 @@ def _train_many(jobs: list[Job], again: str = "") -> int:
     Returns 0, 2 if runs failed by mistake, 1 if otherwise, or 128 + the signal's number."""
     let_streams_run_side_by_side()
     steps = sum(job.cfg.steps for job in jobs)
+    told = {tv.describe() for job in jobs if (tv := job.cfg.env().tv)}.union(*(vain(job.cfg) for job in jobs))
     with Screen(cells=len(jobs), finished=0, steps=steps, done=0, unit="runs") as screen:
+        for line in sorted(told):
+            screen.say(line)
         results = train_together([dataclasses.replace(job, together=len(jobs)) for job in jobs], screen)
     stops = [result.signum for result in results if isinstance(result, Stopped)]
     for job, result in zip(jobs, results, strict=True):
@@ -232,7 +235,13 @@ def _base(known: argparse.Namespace, run_dir: Path) -> RunConfig:
                 raise UserError(f"--resume goes on with the run's own settings; leave --{name} out.")
         return from_plain(RunConfig, read_config(run_dir)["config"])
     cfg = preset(known.preset or DEFAULT)
-    return cfg if known.config is None else from_plain(RunConfig, read_file(known.config), cfg)
+    if known.config is None:
+        return cfg
+    settings = read_file(known.config)
+    for name in ("preset", "run_name", "runs", "seeds", "resume"):
+        if name in settings:
+            raise UserError(f"'{name}' is no key of a file of settings; give it as --{name.replace('_', '-')}.")
+    return from_plain(RunConfig, settings, cfg)
 
 
 def _check_resumed(before: RunConfig, now: RunConfig) -> None:
@@ -318,6 +327,8 @@ def eval_command(args: list[str]) -> int:
     if not 0 <= options.seed < 2**64:  # what torch's generators take
         raise UserError(f"--seed must be 0 to 2**64 - 1, not {options.seed}.")
     partial_of(options.video)  # a folder is refused before anything is played
+    if options.video.suffix != ".mp4":
+        raise UserError(f"The video is an MP4: name it {options.video.with_suffix('.mp4')}.")
     player = load(options.agent, options.device)
     if "run" not in player.about:
         raise UserError(f"{options.agent} does not say which run it is from; play it with dreamer_lpm.load instead.")

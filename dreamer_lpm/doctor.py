@@ -6,6 +6,7 @@ Exit status 0 when all is well, 1 when a file is damaged or missing.
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from dreamer_lpm import checkpoint
+from dreamer_lpm.curiosity import UnknownCuriosity
 from dreamer_lpm.evaluate import AGENT_FILE, load
 from dreamer_lpm.forecast import free_memory
 from dreamer_lpm.lock import holder
@@ -106,7 +108,7 @@ def _agents(run_dir: Path) -> Iterator[Finding]:
                 steps = load(path).about.get("steps")
                 yield Finding("ok", path.name, f"an agent of {steps} steps")
             except UserError as error:
-                yield Finding("damaged", path.name, str(error))
+                yield Finding("note" if isinstance(error, UnknownCuriosity) else "damaged", path.name, str(error))
 
 
 def _lock(run_dir: Path) -> Iterator[Finding]:
@@ -116,17 +118,21 @@ def _lock(run_dir: Path) -> Iterator[Finding]:
 
 
 def _outlook(run_dir: Path, wholes: list[Path]) -> Finding:
-    name = run_dir.resolve().name
+    here = run_dir.resolve()
+    elsewhere = "" if here.parent == Path("runs").resolve() else f" --runs {shlex.quote(str(run_dir.parent))}"
+    again = f"--resume --run-name {shlex.quote(here.name)}{elsewhere}"
     if wholes:
         step = checkpoint.step_of(wholes[-1])
         if not checkpoint.metrics_reach(run_dir, wholes[-1]):
             return Finding("note", "resume", f"refused until {METRICS_FILE} is restored: it ends before step {step:,}")
-        return Finding("note", "resume", f"--resume --run-name {name} goes on at step {step:,}, with {wholes[-1].name}")
+        if (run_dir / SUMMARY_FILE).is_file():
+            again += f" --steps N (more than {step})"
+        return Finding("note", "resume", f"{again} goes on at step {step:,}, with {wholes[-1].name}")
     if checkpoint.checkpoints(run_dir):
         return Finding("note", "resume", "nothing can be resumed: every checkpoint is damaged")
     if (run_dir / SUMMARY_FILE).is_file():
         return Finding("note", "resume", "finished without a checkpoint: it cannot go further")
-    return Finding("note", "resume", f"nothing was saved yet: --resume --run-name {name} begins again at step 0")
+    return Finding("note", "resume", f"nothing was saved yet: {again} begins again at step 0")
 
 
 def examine_machine() -> Iterator[Finding]:

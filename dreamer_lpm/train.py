@@ -78,14 +78,14 @@ class Job:
     together: int = 1  # runs in its process, itself counted
 
 
-def train(cfg: RunConfig, run_dir: Path, *, resume: bool = False, team: Team | None = None) -> Report:
+def train(cfg: RunConfig, run_dir: str | Path, *, resume: bool = False, team: Team | None = None) -> Report:
     """Start a run in ``run_dir``, or go on with the one there. Returns what it left behind.
 
     ``team``: the processes that learn it together, of which this is the first. Raises UserError before any work is
     lost, and Stopped, once all is saved, on SIGINT, SIGTERM and SIGHUP.
     """
     with Signals() as signals, own_stream(pick_device(cfg.device)):
-        work = session(Job(cfg, run_dir, resume, team), signals)
+        work = session(Job(cfg, Path(run_dir), resume, team), signals)
         while True:
             try:
                 next(work).serve()
@@ -144,7 +144,7 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
             cfg = dataclasses.replace(cfg, tv_images=shown.used)
             shown = TVImages(**before["tv_images"]) if before.get("tv_images") else shown
         run = str(before.get("run") or secrets.token_hex(8))
-        say = list(_vain(cfg))
+        say = list(vain(cfg))
         if lock.left_by is not None and resume:
             say.append(f"Process {lock.left_by}, which had this run, was killed.")
         rollbacks = 0
@@ -169,7 +169,7 @@ def pictures_of(tv: TVSpec | None, data_dir: Path | None) -> tuple[ImageSource, 
     return pooled(images, tv.pool), shown
 
 
-def _vain(cfg: RunConfig) -> Iterator[str]:
+def vain(cfg: RunConfig) -> Iterator[str]:
     """What was asked for and will have no effect."""
     if not cfg.noisy_tv and (cfg.tv != TVSpec() or cfg.tv_images != "auto"):
         yield "There is no TV, whatever tv.* and --tv-images say: add --noisy-tv."
@@ -222,7 +222,9 @@ class _Session:
                 signals.note()
                 console = Console(file=stack.enter_context((run_dir / LOG_FILE).open("a"))) if in_file else None
                 log = stack.enter_context(MetricsLog(run_dir, _sinks(cfg, run_dir, state), resume_at=metrics_at))
-                title = f"{run_dir.name} ({state.device}, {cfg.precision}, {cfg.threads} threads)"
+                title = (
+                    f"{run_dir.name} ({state.device}, {cfg.precision}, {cfg.threads} thread{'s' * (cfg.threads > 1)})"
+                )
                 bar = stack.enter_context(Progress(cfg.steps, state.step, title=title, console=console))
                 if tv := cfg.env().tv:
                     bar.say(f"{tv.describe()} {self.shown.reason}" if self.shown else tv.describe())

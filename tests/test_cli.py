@@ -388,6 +388,7 @@ FILE_MISTAKES = {
     "tv.toml": ("tv.threshold = 2", "TV threshold 2.0 can never be passed"),
     "trigger.toml": ('tv.trigger = "magic"', "'tv.trigger' must be one of action, remote, passive, always"),
     "code.yaml": ("steps: !!python/object/apply:os.getcwd []", "could not determine a constructor for the tag"),
+    "named.toml": ('preset = "small"', "'preset' is no key of a file of settings; give it as --preset."),
     "lines.yaml": ('"two\\nlines": 3', "Unknown setting 'two\\nlines'"),
 }
 
@@ -425,11 +426,26 @@ def test_a_flag_that_cannot_be_is_answered_with_help(
     assert (captured.out, trained) == ("", [])
 
 
+def test_help_that_nobody_reads_to_its_end_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(args: list[str]) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(commands, "train_command", broken)
+    assert (cli.main(["train", "--help"]), capsys.readouterr().err) == (0, "")
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (cli.main(["--version"]), capsys.readouterr().out) == (0, "0.1.0\n")
+
+
 @pytest.mark.parametrize("args", [[], ["nonsense"], ["--nonsense"]])
 def test_no_command(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(args) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("usage: dreamer-lpm {train,eval,export,compare,report,bench,doctor}")
+    assert "usage: dreamer-lpm {train,eval,export,compare,report,bench,doctor}" in captured.err
+    assert captured.err.startswith("error: unknown command 'nonsense'\n" if args == ["nonsense"] else "usage")
     assert captured.out == ""
 
 
@@ -674,6 +690,7 @@ def test_eval_without_the_tv_needs_no_pictures(
     [
         (["none.pth"], "none.pth does not exist; train one first"),
         (["text.pth"], "text.pth is not an agent file of Dreamer-LPM, or it is damaged"),
+        (["agent_lpm.pth", "--video", "films/out.gif"], "The video is an MP4: name it films/out.mp4."),
         (["."], ". is the folder of a run; its agent is agent_lpm.pth."),
         (["agent_lpm.pth", "--episodes", "0"], "--episodes must be at least 1, not 0."),
         (["agent_lpm.pth", "--seed", "-1"], "--seed must be 0 to 2**64 - 1, not -1."),

@@ -40,7 +40,11 @@ def test_a_whole_run(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["summary.json"] == ("ok", "of a run that ended at 100 steps")
     assert found["agent_lpm.pth"] == ("ok", "an agent of 100 steps")
     assert found["agent_best.pth"][1] in ("an agent of 40 steps", "an agent of 80 steps")
-    assert found["resume"] == ("note", "--resume --run-name mine goes on at step 100, with step_000000100")
+    assert found["resume"] == (
+        "note",
+        f"--resume --run-name mine --runs {run_dir.parent} --steps N (more than 100) goes on at step 100, with "
+        "step_000000100",
+    )
     assert files(run_dir) == before, "looking changes nothing"
 
 
@@ -112,7 +116,8 @@ def test_nothing_saved_yet_is_no_damage(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "mine" / "config.json").write_text(json.dumps(about))
     status, found = said(tmp_path / "mine", capsys)
     assert status == 0
-    assert found["resume"][1] == "nothing was saved yet: --resume --run-name mine begins again at step 0"
+    again = f"--resume --run-name mine --runs {tmp_path}"
+    assert found["resume"][1] == f"nothing was saved yet: {again} begins again at step 0"
 
 
 def test_a_run_in_use(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

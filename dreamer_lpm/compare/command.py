@@ -35,7 +35,7 @@ def main(args: list[str]) -> int:
     options, rest = parser.parse_known_args(args)
     if {"-h", "--help"} & set(rest):
         print(parser.format_help())
-        print("Every setting of dreamer-lpm train may follow, and holds for all cells:\n")
+        print("Every setting of dreamer-lpm train may follow, but --seed, and holds for all cells:\n")
     plan = make_plan(
         file=options.grid,
         methods=options.methods,
@@ -69,6 +69,8 @@ def main(args: list[str]) -> int:
         )
         with screen:
             screen.say(f"{len(cells)} cells, {len(finished)} of them finished; {jobs} side by side, in {out}.")
+            for line in (*(f"{arm}: {plan.words(arm, machine)}" for arm in plan.arms), *plan.vain()):
+                screen.say(line)
             pool = Pool(
                 jobs=jobs, retries=options.retries, threads=machine.threads, lock=lock, screen=screen,
                 together=(partial(together, out), options.together) if options.together > 1 else None,

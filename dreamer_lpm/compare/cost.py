@@ -124,8 +124,10 @@ def dry_run(plan: Plan, out: Path, known: Machine | None, jobs: int) -> int:
     done = {c.folder.name for c in grid.finished} if grid else set()
     table = Table(title=f"{plan.common.env_name}: {len(plan.methods)} methods x {len(plan.arms)} arms x "
                   f"{len(plan.seeds)} seeds")  # fmt: skip
-    for column in ("method", "cells to run", "env steps", "minutes each", "from"):
-        table.add_column(column, justify="left" if column in ("method", "from") else "right")
+    table.add_column("method", no_wrap=True)
+    for column in ("cells to run", "env steps", "minutes each"):
+        table.add_column(column, justify="right")
+    table.add_column("from")
     total = 0
     seconds = longest = disk = memory = 0.0
     for method in plan.methods:
@@ -145,16 +147,20 @@ def dry_run(plan: Plan, out: Path, known: Machine | None, jobs: int) -> int:
     console = Console()
     console.print(table)
     for arm in plan.arms:
-        console.print(f"{arm:<12} {plan.words(arm)}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{arm:<12} {plan.words(arm, machine)}", markup=False, highlight=False, soft_wrap=True)
+    for line in plan.vain():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     jobs = min(jobs or jobs_for(plan, machine), max(1, total))
+    at_once = jobs
     if machine.device == "cpu":
+        at_once = min(jobs, max(1, cores() // machine.threads))  # more would only wait for each other
         needs = f", {memory * jobs / 1e9:.1f} GB of memory."
     else:
         needs = ". Those that learn as one on a GPU take a part of that time, which finished cells will tell."
     console.print(
         f"{total} cells to run and {len(list(plan.cells())) - total} finished. "
-        f"About {max(longest, seconds / jobs) / 60:,.0f} minutes with {jobs} side by side, "
-        f"{disk / 1e9:.1f} GB of disk at most ({free_disk(out) / 1e9:.0f} GB free){needs}",
+        f"About {max(longest, seconds / at_once) / 60:,.0f} minutes with {jobs} side by side, "
+        f"{disk / 1e9:.1f} GB of disk at most, less with --slim ({free_disk(out) / 1e9:.0f} GB free){needs}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
     return 0

@@ -67,7 +67,7 @@ def write_grid(out: Path, plan: Plan, machine: Machine, args: list[str]) -> None
     arms = {
         arm: {
             "settings": settings,
-            "words": whole.words(arm),
+            "words": whole.words(arm, machine),
             "has_tv": whole.has_tv(arm),
             "sham": whole.sham_of(arm),
         }

@@ -16,6 +16,7 @@ from dreamer_lpm.envs import EnvConfig, action_spec, make_env
 from dreamer_lpm.noisy_tv import NoisyTVError, TVSpec, load_images
 from dreamer_lpm.presets import DEFAULT, preset
 from dreamer_lpm.settings import from_plain, read_file, to_plain
+from dreamer_lpm.train import vain
 from dreamer_lpm.types import ActionSpec, UserError
 
 Settings = Mapping[str, Any]
@@ -101,10 +102,23 @@ class Plan:
         tv = self._tv(arm)
         return tv is not None and tv.control is None
 
-    def words(self, arm: str) -> str:
+    def words(self, arm: str, machine: Machine) -> str:
         """The arm's TV in a sentence."""
-        tv = self._tv(arm)
+        tv = machine.settle(self._of_arm(arm)).env().tv
         return tv.describe() if tv else "No TV."
+
+    def heeds(self, before: RunConfig) -> None:
+        """Raises UserError if a method or an arm drops what flags made of the settings ``before`` them."""
+        was, asked = _flat(to_plain(before)), _flat(to_plain(self.common))
+        for kind, named in (("method", self.methods), ("arm", self.arms)):
+            for name, settings in named.items():
+                got = _flat(to_plain(from_plain(RunConfig, settings, self.common)))
+                for key in (k for k in asked if got[k] != asked[k] != was[k]):
+                    flag = key.removeprefix("agent.").replace("_", "-")
+                    raise UserError(
+                        f"The {kind} '{name}' sets {flag} itself, to {got[key]}: leave --{flag} out, or make {kind}s "
+                        "of your own in --grid."
+                    )
 
     def check(self) -> None:
         """Raises UserError if any cell could not start: its settings, its curiosity, its env."""
@@ -127,6 +141,11 @@ class Plan:
                 shapes(cfg.agent, envs[quiet])
             except UserError as error:
                 raise UserError(f"Method '{key.method}': {error}") from error
+
+    def vain(self) -> list[str]:
+        """What was asked for, in all cells, and will have no effect."""
+        first, *rest = ({*vain(self.config(key))} for key in self.cells())
+        return sorted(first.intersection(*rest))
 
     def machine(self, known: Machine | None = None) -> Machine:
         """What is left to the machine, decided once; ``known`` is what was decided before, and stays.
@@ -205,7 +224,8 @@ def make_plan(
                 f"{file} may hold {', '.join(_KEYS)}, not '{key}'; settings of all cells belong into [common]."
             )
     base = preset(preset_name or _text(data.get("preset", DEFAULT)))
-    common = flags(from_plain(RunConfig, _table(data.get("common", {}), "common"), base))
+    before = from_plain(RunConfig, _table(data.get("common", {}), "common"), base)
+    common = flags(before)
     if common.seed != base.seed:
         raise UserError(_SEED)
     plan = Plan(
@@ -217,6 +237,7 @@ def make_plan(
     if any("seed" in settings for settings in (*plan.methods.values(), *plan.arms.values())):
         raise UserError(_SEED)
     plan.check()
+    plan.heeds(before)
     return plan
 
 
@@ -229,7 +250,11 @@ def _named(kind: str, wanted: Sequence[str] | None, given: Any, known: Mapping[s
     chosen = {}
     for name in names:
         if not _NAME.fullmatch(name):
-            raise UserError(f"Name the {kind} with letters, digits, '_', '-' and '.' (40 at most), not {name[:60]!r}.")
+            raise UserError(
+                f"Name the {kind} with letters, digits, '_', '-' and '.' (40 at most), not {name[:60]!r}; spaces stand "
+                f'between names, and what else a {kind} is (curiosity = "lpm_dual+0.5*icm") in --grid, as '
+                f"[{kind}s.NAME]."
+            )
         if name not in own and name not in known:
             raise UserError(f"Unknown {kind} '{name}'; choose from: {', '.join({**known, **own})}.")
         chosen[name] = own[name] if name in own else known[name]  # an empty table is one, too
@@ -260,6 +285,14 @@ def merged(base: Settings, changes: Settings) -> dict[str, Any]:
         below = both.get(key)
         both[key] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return both
+
+
+def _flat(settings: Settings, where: str = "") -> dict[str, Any]:
+    """Each setting under its whole name, such as tv.pool."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{where}{key}.") if isinstance(value, Mapping) else {f"{where}{key}": value}
+    return flat
 
 
 def _table(value: Any, name: str) -> dict[str, Any]:

@@ -78,6 +78,10 @@ REGISTRY: dict[str, Builder] = {
 }
 
 
+class UnknownCuriosity(UserError):  # noqa: N818  the name says what it is
+    """No such name in ``REGISTRY``, or not yet: a bonus of one's own comes with its module."""
+
+
 def build_curiosity(name: str, cfg: CuriosityConfig, dims: Dims) -> IntrinsicReward:
     """The bonus of that name, ready for dreams, or a weighted sum such as ``lpm_dual+0.5*disagreement``.
 
@@ -111,7 +115,10 @@ def parse_curiosity(text: str, cfg: CuriosityConfig) -> dict[str, float]:
     weights: dict[str, float] = {}
     for name, weight in terms(text):
         if name not in REGISTRY:
-            raise UserError(f"Unknown curiosity '{name}'; choose one of: {', '.join(REGISTRY)}.")
+            raise UnknownCuriosity(
+                f"Unknown curiosity '{name}'; choose one of: {', '.join(REGISTRY)}. One of your own is known once its "
+                "line is in dreamer_lpm/curiosity/__init__.py, or its module, which puts it into REGISTRY, is imported."
+            )
         if name in weights:
             raise UserError(f"Curiosity '{text}' names '{name}' twice; add up its weights.")
         weights[name] = 1.0 if weight is None else _weight(weight, text)
@@ -133,6 +140,7 @@ def _weight(word: str, text: str) -> float:
 __all__ = [
     "AMA", "ICM", "LBS", "LPM", "REGISTRY", "RND", "CuriosityConfig", "Dims", "Disagreement", "Distilled",
     "ErrorPredictor", "FitGate", "GammaProgress", "IntrinsicReward", "LPMDual", "LPMGuide", "LPMOptimistic",
-    "LPMPaired", "Losses", "NoBonus", "Normalized", "PredictionError", "Sum", "Transition", "build_curiosity",
+    "LPMPaired", "Losses", "NoBonus", "Normalized", "PredictionError", "Sum", "Transition", "UnknownCuriosity",
+    "build_curiosity",
     "log_mse", "mse", "needs_earlier", "parse_curiosity", "reads_embeddings", "reads_pictures", "terms",
 ]  # fmt: skip

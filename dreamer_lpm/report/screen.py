@@ -123,5 +123,6 @@ class Screen:
         table.add_column(no_wrap=True, justify="right")
         for name, (step, of) in self._running.items():
             table.add_row(Text(name), ProgressBar(total=max(1, of), completed=step), Text(f"{step:,} / {of:,}"))
-        whole = ProgressBar(total=max(1, self._steps), completed=self._total())
+        whole = Table.grid(expand=True)  # a bar alone ends without a newline, and what follows would stand behind it
+        whole.add_row(ProgressBar(total=max(1, self._steps), completed=self._total()))
         return Group(table, Text(""), whole, Text(self._figures().replace(" | ", " · "), style="cyan"))

@@ -61,7 +61,8 @@ def test_a_list_of_seeds_is_the_seeds() -> None:
     ],
 )
 def test_arms(arm: str, tv: TVSpec | None) -> None:
-    asked = plan(methods=["lpm"], arms=[arm], seeds=1, tv=TVSpec(trigger="always", pool=9, control="sham"))
+    otherwise = RunConfig(tv=TVSpec(trigger="always", pool=9, control="sham"))
+    asked = replace(plan(methods=["lpm"], arms=[arm], seeds=1), common=otherwise)
     cfg = asked.config(Key("lpm", arm, 5))
     assert cfg.env().tv == tv
     assert cfg.seed == 5
@@ -115,6 +116,43 @@ tv = {region = "patch"}
     assert (weak.steps, weak.agent.curiosity, weak.agent.lpm_eta) == (99, "lpm", 0.5)
     assert (strong.agent.curiosity, strong.agent.lpm_eta) == ("lpm", 3.0)
     assert weak.tv == TVSpec(trigger="remote", region="patch")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"tv": TVSpec(pool=5)}, "The arm 'remote' sets tv.pool itself, to None: leave --tv.pool out, or make arms"),
+        ({"tv": TVSpec(control="sham")}, "The arm 'remote' sets tv.control itself"),
+        ({"agent": replace(TINY.agent, curiosity="rnd")}, "The method 'none' sets curiosity itself, to none: leave"),
+    ],
+)
+def test_a_flag_that_an_arm_or_a_method_would_drop_is_refused(flags: Any, message: str) -> None:
+    with pytest.raises(UserError) as told:
+        make_plan(
+            file=None, methods=["none"], arms=["remote"], seeds=1, preset_name=None,
+            flags=lambda base: replace(TINY, **flags),
+        )  # fmt: skip
+    assert message in str(told.value)
+
+
+def test_an_arm_may_differ_from_what_the_file_says_of_all(write: Any) -> None:
+    file = write("arms = ['remote']\nseeds = 1\n[common]\nbatch_size = 8\n[methods.big]\nbatch_size = 16\n")
+    got = plan(file=file, tv=TVSpec(region="patch"))
+    assert (got.config(Key("big", "remote", 0)).batch_size, got.common.tv.region) == (16, "patch")
+
+
+def test_what_has_no_effect_in_any_cell_is_told_once() -> None:
+    assert plan(methods=["none"], arms=["off", "remote"], seeds=2, steps=300).vain() == [
+        "Nothing will be learned: 300 steps end within the first 1,000, which only fill the memory (--prefill, "
+        "--seq-length, --num-envs)."
+    ]
+    assert plan(methods=["none"], arms=["off", "remote"], seeds=1, tv_images="photos").vain() == []
+
+
+def test_an_arms_words_name_the_pictures_that_auto_became() -> None:
+    made = plan(methods=["none"], arms=["remote"], seeds=1)
+    assert "shows photos" in made.words("remote", Machine("cpu", "fp32", 1, "photos"))
+    assert "shows auto" in made.words("remote", Machine("cpu", "fp32", 1))
 
 
 def test_an_empty_table_is_a_case_with_the_settings_of_all(write: Any) -> None:

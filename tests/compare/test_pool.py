@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -306,3 +307,13 @@ def test_a_terminal_gets_bars() -> None:
     assert "lpm-remote-0" in said.getvalue()
     assert "50 / 100" in said.getvalue()
     assert "[not] markup" in said.getvalue()
+
+
+def test_the_whole_grids_figures_stand_below_its_bar() -> None:
+    """A bar ends without a newline: what follows it at once falls off the right edge."""
+    said = io.StringIO()
+    console = Console(file=said, force_terminal=True, color_system="truecolor", width=80)
+    with Screen(cells=40, finished=3, steps=240_000, done=18_000, console=console) as screen:
+        screen.update({"lpm-remote-0": (50, 6_000)})
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.getvalue()).splitlines()
+    assert any(line.strip() == "3 of 40 cells · 18,050 of 240,000 steps (8%)" for line in lines)

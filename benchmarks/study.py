@@ -30,6 +30,7 @@ from matplotlib.axes import Axes
 
 BIN = 500  # env steps
 DEAF = ("lpm", "lpm_dual", "lpm_paired")
+TAUGHT = ("icm", "rnd")  # whose own networks learn a photo that the world model's gate declines
 NEEDED = (
     *((f"free_{name}", "remote") for name in ("random", "none", "prediction_error", *DEAF)),
     *((f"free_{name}", "remote_k1") for name in ("lpm", "lpm_dual")),
@@ -50,7 +51,7 @@ def held(yes: bool) -> str:
 
 
 ENOUGH = 5_800  # env steps from which on a run that was cut off still says where its policy went, without a reward
-PICKED = 5  # the first seed that the best of the bank was not picked by
+PICKED = 5  # the first seed that those of the bank were not picked by for what they did
 UNGATED = "_ungated"  # of methods whose world model has no gate (benchmarks/gate.toml)
 BLIND = "_unpriced"  # of methods with a reward whose runs were made before going blind had a price
 
@@ -110,11 +111,13 @@ def claims(study: Grid, longer: Sequence[Grid], coverage: dict[str, Estimate]) -
                 "IQM at least 0.95", said(kept), kept.n, kept.value >= 0.95)  # fmt: skip
     luck = highest(study, "free_random", "remote")  # the highest of some is above chance
     kinds = [(grid, free, gate) for grid in (study, *longer) for free in ("free_", "") for gate in ("", UNGATED)]
-    for grid, free, gate, method in ((*kind, method) for kind in kinds for method in DEAF):
+    asked = [*((method, 0) for method in (*DEAF, *TAUGHT)), *((method, PICKED) for method in TAUGHT)]
+    for grid, free, gate, method, since in ((*kind, *of) for kind in kinds for of in asked):
         name = f"{free}{method}{gate}"
-        if not runs(grid, name, "remote_k1"):
+        if not runs(grid, name, "remote_k1", since):
             continue
-        most, last = highest(grid, name, "remote_k1"), estimate(late_shares(grid, name, "remote_k1"))
+        most = highest(grid, name, "remote_k1", since)
+        last = estimate(late_shares(grid, name, "remote_k1", since))
         found = (
             f"highest {BIN} steps {said(most, percent=True)} (random {said(luck, percent=True)}), last quarter "
             f"{said(last, percent=True)}"
@@ -122,6 +125,7 @@ def claims(study: Grid, longer: Sequence[Grid], coverage: dict[str, Estimate]) -
         yes = (most.low or 0) > (luck.high or 1) and last.high is not None and last.high <= chance
         config = runs(grid, name, "remote_k1")[0].config
         words = f", {config['steps']:,} steps, no gate" if gate else ""
+        words += f", in seeds from {since} on, made after this had been seen" if since else ""
         task = "reward-free" if free else f"with the task's reward, eta {config['agent']['lpm_eta']:g}"
         row(f"K = 1: `{method}` watches what can be learned, then leaves ({task}{words})",
             "above random, then at most chance", found, most.n, yes)  # fmt: skip
@@ -140,32 +144,33 @@ def claims(study: Grid, longer: Sequence[Grid], coverage: dict[str, Estimate]) -
     return rows
 
 
-def runs(grid: Grid, method: str, arm: str) -> list[Cell]:
-    """A method's runs in an arm by seed, those too that were cut off shortly before their end."""
-    return sorted((c for c in grid.cells if (c.method, c.arm) == (method, arm)), key=lambda c: c.seed)
+def runs(grid: Grid, method: str, arm: str, since: int = 0) -> list[Cell]:
+    """A method's runs in an arm by seed, from ``since`` on, those too that were cut off shortly before their end."""
+    found = (c for c in grid.cells if (c.method, c.arm) == (method, arm) and c.seed >= since)
+    return sorted(found, key=lambda c: c.seed)
 
 
 def episodes(cell: Cell) -> list[Row]:
     return [r for r in cell.rows if r["kind"] == "episode"]
 
 
-def late_shares(grid: Grid, method: str, arm: str = "remote") -> list[float]:
+def late_shares(grid: Grid, method: str, arm: str = "remote", since: int = 0) -> list[float]:
     """Share of the steps with the TV on in the episodes that ended in the last quarter, every seed's."""
     return [
         float(np.mean([r["tv_share"] for r in episodes(c) if r["step"] > c.config["steps"] * 3 / 4]))
-        for c in runs(grid, method, arm)
+        for c in runs(grid, method, arm, since)
     ]
 
 
 def covered(grid: Grid, method: str, arm: str = "remote", since: int = 0) -> list[float]:
-    """Share of the state grid that was visited, every seed's from ``since`` on."""
-    return [episodes(c)[-1]["coverage"] for c in runs(grid, method, arm) if c.seed >= since]
+    """Share of the state grid that was visited, every seed's."""
+    return [episodes(c)[-1]["coverage"] for c in runs(grid, method, arm, since)]
 
 
-def share_curves(grid: Grid, method: str, arm: str) -> np.ndarray:
+def share_curves(grid: Grid, method: str, arm: str, since: int = 0) -> np.ndarray:
     """TV share of every seed, (n, T), a column for each BIN env steps."""
     curves = []
-    for cell in runs(grid, method, arm):
+    for cell in runs(grid, method, arm, since):
         bins: list[list[float]] = [[] for _ in range(cell.config["steps"] // BIN)]
         for r in episodes(cell):
             bins[min(len(bins) - 1, (int(r["step"]) - 1) // BIN)].append(r["tv_share"])
@@ -173,9 +178,9 @@ def share_curves(grid: Grid, method: str, arm: str) -> np.ndarray:
     return np.array(curves)
 
 
-def highest(grid: Grid, method: str, arm: str) -> Estimate:
+def highest(grid: Grid, method: str, arm: str, since: int = 0) -> Estimate:
     """TV share of each run's BIN steps that had most of it, since learning began."""
-    return estimate(share_curves(grid, method, arm)[:, 2:].max(1))
+    return estimate(share_curves(grid, method, arm, since)[:, 2:].max(1))
 
 
 def gate(grid: Grid, methods: Sequence[str], arms: Sequence[str]) -> list[str]:
@@ -280,7 +285,7 @@ def kept_of(grid: Grid, method: str) -> Estimate:
 
 
 COLOURS = {"none": "#777777", "prediction_error": "#c0392b", "lpm": "#1f77b4", "lpm_dual": "#2a9d57",
-           "lpm_paired": "#8e44ad"}  # fmt: skip
+           "lpm_paired": "#8e44ad", "icm": "#e08e0b"}  # fmt: skip
 COLOURS |= {f"{name}{UNGATED}": COLOURS[name] for name in ("none", "lpm", "lpm_paired")}
 
 
@@ -354,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = (*(name for name in free if name in (*DEAF, "lpm_optimistic", "lbs")), f"lbs{UNGATED}")
     parts["paid"] = paid(study, [name for name in asked if runs(study, f"free_{name}", "remote")])
     if any(m.endswith(UNGATED) for m in study.methods):
-        parts["gate"] = gate(study, ("none", "lpm", "lpm_paired", "lbs"), arms[1:])
+        parts["gate"] = gate(study, ("none", "lpm", "lpm_paired", "lbs", *TAUGHT), arms[1:])
     if any(runs(grid, f"{m}{UNGATED}", "remote_k1") for grid in (study, *longer) for m in first):
         parts["learnable"] = learnable((study, *longer), ("none", "lpm", "lpm_paired"))
     tables = [("priced", study, ""), ("rewarded", study, BLIND), *(("longer", grid, "") for grid in longer)]

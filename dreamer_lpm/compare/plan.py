@@ -110,15 +110,14 @@ class Plan:
     def heeds(self, before: RunConfig) -> None:
         """Raises UserError if a method or an arm drops what flags made of the settings ``before`` them."""
         was, asked = _flat(to_plain(before)), _flat(to_plain(self.common))
-        for kind, named in (("method", self.methods), ("arm", self.arms)):
-            for name, settings in named.items():
-                got = _flat(to_plain(from_plain(RunConfig, settings, self.common)))
-                for key in (k for k in asked if got[k] != asked[k] != was[k]):
-                    flag = key.removeprefix("agent.").replace("_", "-")
-                    raise UserError(
-                        f"The {kind} '{name}' sets {flag} itself, to {got[key]}: leave --{flag} out, or make {kind}s "
-                        "of your own in --grid."
-                    )
+        for key in (key for key in self.cells() if key.seed == self.seeds[0]):
+            got = _flat(to_plain(self.config(key)))
+            for name in (name for name in asked if got[name] != asked[name] != was[name]):
+                flag = name.removeprefix("agent.").replace("_", "-")
+                raise UserError(
+                    f"'{key.method}' before '{key.arm}' has a {flag} of its own, {got[name]}: leave --{flag} out, or "
+                    "make methods and arms of your own in --grid."
+                )
 
     def check(self) -> None:
         """Raises UserError if any cell could not start: its settings, its curiosity, its env."""

@@ -22,7 +22,7 @@ from dreamer_lpm import cli
 from dreamer_lpm.compare import cost
 from dreamer_lpm.compare.cost import Cost
 from dreamer_lpm.compare.folder import _python, cell_job
-from dreamer_lpm.compare.plan import Key, Machine, Plan, make_plan
+from dreamer_lpm.compare.plan import ARMS, Key, Machine, Plan
 from dreamer_lpm.report.grid import read_grid
 from dreamer_lpm.report.html import grid_page
 from dreamer_lpm.settings import to_plain
@@ -443,11 +443,8 @@ def test_as_many_side_by_side_as_cores_and_memory_allow(
 
 def a_plan(**more: Any) -> Plan:
     """Of methods none, and lpm with another replay; ``more``: settings of all."""
-    file = Path("plan.toml")
-    file.write_text("[methods]\nnone = { curiosity = 'none' }\nlpm = { replay_capacity = 30_000 }\n")
-    return make_plan(
-        file=file, methods=None, arms=["sham"], seeds=2, preset_name=None, flags=lambda base: replace(TINY, **more)
-    )
+    methods = {"none": {"curiosity": "none"}, "lpm": {"replay_capacity": 30_000}}
+    return Plan(replace(TINY, **more), methods, {"sham": ARMS["sham"]}, (0, 1))
 
 
 def test_the_memory_of_a_run_is_that_of_its_replay_and_its_weights() -> None:

@@ -121,9 +121,12 @@ tv = {region = "patch"}
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"tv": TVSpec(pool=5)}, "The arm 'remote' sets tv.pool itself, to None: leave --tv.pool out, or make arms"),
-        ({"tv": TVSpec(control="sham")}, "The arm 'remote' sets tv.control itself"),
-        ({"agent": replace(TINY.agent, curiosity="rnd")}, "The method 'none' sets curiosity itself, to none: leave"),
+        ({"tv": TVSpec(pool=5)}, "'none' before 'remote' has a tv.pool of its own, None: leave --tv.pool out, or"),
+        ({"tv": TVSpec(control="sham")}, "'none' before 'remote' has a tv.control of its own"),
+        (
+            {"agent": replace(TINY.agent, curiosity="rnd")},
+            "'none' before 'remote' has a curiosity of its own, none: leave",
+        ),
     ],
 )
 def test_a_flag_that_an_arm_or_a_method_would_drop_is_refused(flags: Any, message: str) -> None:

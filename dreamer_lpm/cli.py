@@ -7,11 +7,9 @@ no torch.
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from importlib.metadata import version
 from typing import cast
 
@@ -78,8 +76,7 @@ def _guard(command: Command, args: list[str]) -> int:
     try:
         return command(args)
     except BrokenPipeError:  # | head
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's end would fail as well
+        importlib.import_module("dreamer_lpm.report.terminal").print_to_nobody()
         return 0
     except (UserError, NoisyTVError, OSError) as error:
         print("error:", *str(error).split(), file=sys.stderr)

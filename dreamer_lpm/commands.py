@@ -116,6 +116,8 @@ def _seeded(known: argparse.Namespace, rest: list[str], program: str, run_dir: P
         return _unended(list(jobs.values()))
     cfg = settled(next(iter(jobs.values())).cfg)
     pictures = pictures_of(cfg.env().tv, cfg.data_dir)
+    if pictures:
+        cfg = dataclasses.replace(cfg, tv_images=pictures[1].used)
     every = {seed: Job(dataclasses.replace(cfg, seed=seed), path, pictures=pictures) for seed, path in runs.items()}
     return _unended([*(every | {seed: jobs[seed] for seed in begun}).values()])
 

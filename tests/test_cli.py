@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import imageio_ffmpeg
@@ -178,7 +179,7 @@ def test_what_is_left_to_the_machine_is_decided_once_for_all_seeds_that_begin(
     found: list[Any] = []
 
     def load_images(source: str, data_dir: Path) -> Any:
-        found.append((object(), source))
+        found.append((object(), SimpleNamespace(used=source)))
         return found[-1]
 
     numbers = iter(range(1, 9))
@@ -189,7 +190,7 @@ def test_what_is_left_to_the_machine_is_decided_once_for_all_seeds_that_begin(
     assert [(job.cfg.precision, job.cfg.threads) for job in together] == [("auto", 0), ("bf16", 1), ("bf16", 1)]
     assert [job.cfg.seed for job in together] == [0, 1, 2]
     [pictures] = found
-    assert pictures[1] == "static"
+    assert pictures[1].used == "static"
     assert [job.pictures for job in together] == [None, pictures, pictures]
 
 
@@ -204,8 +205,11 @@ def test_how_several_ended(seeds: str, status: int, capsys: pytest.CaptureFixtur
 
 def test_several_for_real_and_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_config(folder, steps=90)
-    assert run("--config", "tiny.toml", "--seeds", "0..1", "--run-name", "x") == 0
-    assert "2 of 2 runs" in capsys.readouterr().out
+    tv = ("--noisy-tv", "--tv-images", "photos")
+    assert run("--config", "tiny.toml", "--seeds", "0..1", "--run-name", "x", *tv) == 0
+    said = capsys.readouterr().out
+    assert "2 of 2 runs" in said
+    assert said.count("A TV shows photos over the full frame") == 1, "once for all"
     for seed in (0, 1):
         summary = json.loads((folder / f"runs/x-{seed}/summary.json").read_text())
         assert (summary["seed"], summary["env_steps"], summary["runs_in_process"]) == (seed, 90, 2)

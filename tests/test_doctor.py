@@ -10,8 +10,10 @@ import pytest
 
 from dreamer_lpm import cli, doctor
 from dreamer_lpm.checkpoint import checkpoints
+from dreamer_lpm.curiosity import REGISTRY
 from dreamer_lpm.lock import RunLock
 from dreamer_lpm.report.strict_json import sealed
+from dreamer_lpm.train import read_config
 from tests.faults.conftest import finished, quick, run_dir
 
 __all__ = ["finished", "quick", "run_dir"]  # fixtures
@@ -46,6 +48,17 @@ def test_a_whole_run(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "step_000000100",
     )
     assert files(run_dir) == before, "looking changes nothing"
+
+
+def test_an_agent_with_a_bonus_that_is_not_known_here_is_not_damaged(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curiosity = read_config(run_dir)["config"]["agent"]["curiosity"]
+    monkeypatch.delitem(REGISTRY, curiosity)
+    status, found = said(run_dir, capsys)
+    assert status == 0
+    assert found["agent_lpm.pth"][0] == "note"
+    assert "One of your own is known once" in found["agent_lpm.pth"][1]
 
 
 def flip(path: Path) -> None:

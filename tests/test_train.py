@@ -167,7 +167,7 @@ def test_killed_before_the_first_checkpoint_begins_again(
         with pytest.raises(Killed):
             train(TINY, tmp_path)
     with pytest.raises(UserError, match="already holds a run: go on with --resume"):
-        train(TINY, tmp_path)
+        train(TINY, str(tmp_path))  # a folder's name will do
     train(TINY, tmp_path, resume=True)
     assert differences(everything(tmp_path), uninterrupted["plain"]) == []
 

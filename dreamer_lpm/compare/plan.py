@@ -66,6 +66,10 @@ class Plan:
                 for method in self.methods:
                     yield Key(method, arm, seed)
 
+    def _cases(self) -> Iterator[Key]:
+        """A cell of each method in each arm."""
+        return (key for key in self.cells() if key.seed == self.seeds[0])
+
     def config(self, key: Key) -> RunConfig:
         """The settings of a cell: those of all, then of its method, then of its arm, then its seed.
 
@@ -110,7 +114,7 @@ class Plan:
     def heeds(self, before: RunConfig) -> None:
         """Raises UserError if a method or an arm drops what flags made of the settings ``before`` them."""
         was, asked = _flat(to_plain(before)), _flat(to_plain(self.common))
-        for key in (key for key in self.cells() if key.seed == self.seeds[0]):
+        for key in self._cases():
             got = _flat(to_plain(self.config(key)))
             for name in (name for name in asked if got[name] != asked[name] != was[name]):
                 flag = name.removeprefix("agent.").replace("_", "-")
@@ -143,7 +147,7 @@ class Plan:
 
     def vain(self) -> list[str]:
         """What was asked for, in all cells, and will have no effect."""
-        first, *rest = ({*vain(self.config(key))} for key in self.cells())
+        first, *rest = ({*vain(self.config(key))} for key in self._cases())
         return sorted(first.intersection(*rest))
 
     def machine(self, known: Machine | None = None) -> Machine:

@@ -141,6 +141,6 @@ __all__ = [
     "AMA", "ICM", "LBS", "LPM", "REGISTRY", "RND", "CuriosityConfig", "Dims", "Disagreement", "Distilled",
     "ErrorPredictor", "FitGate", "GammaProgress", "IntrinsicReward", "LPMDual", "LPMGuide", "LPMOptimistic",
     "LPMPaired", "Losses", "NoBonus", "Normalized", "PredictionError", "Sum", "Transition", "UnknownCuriosity",
-    "build_curiosity",
-    "log_mse", "mse", "needs_earlier", "parse_curiosity", "reads_embeddings", "reads_pictures", "terms",
+    "build_curiosity", "log_mse", "mse", "needs_earlier", "parse_curiosity", "reads_embeddings", "reads_pictures",
+    "terms",
 ]  # fmt: skip

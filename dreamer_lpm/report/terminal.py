@@ -9,6 +9,12 @@ from contextlib import suppress
 from rich.console import Console
 
 
+def print_to_nobody() -> None:
+    """From now on, so that what is printed otherwise, and Python's end, do not fail either."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Terminal(Console):
     """Goes silent where nobody reads any more: ``| head``, a lost connection, a terminal that was closed.
 
@@ -17,8 +23,7 @@ class Terminal(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        with suppress(OSError, ValueError):  # so that what is printed otherwise, and Python's end, do not fail either
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print_to_nobody()
 
     def _check_buffer(self) -> None:
         try:

@@ -354,6 +354,7 @@ def test_a_dry_run_knows_what_finished_cells_took(
 ) -> None:
     finish_all(folder / "g", "--methods none --arms sham --seeds 2", monkeypatch)
     monkeypatch.setattr(cost, "timed", lambda cfg: Cost(600.0, 1e9, 2e9))
+    monkeypatch.setattr(cost, "cores", lambda: 2)
     capsys.readouterr()
     assert compare("--methods none lpm --arms sham --seeds 4 --out g --dry-run --jobs 2") == 0
     text = capsys.readouterr().out
@@ -460,10 +461,13 @@ def test_more_places_than_cells_save_no_time(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cost, "timed", lambda cfg: Cost(600.0, 1e9, 2e9))
+    monkeypatch.setattr(cost, "cores", lambda: 2)
     assert compare("--methods none lpm --arms sham --seeds 1 --out g --dry-run --jobs 8") == 0
     assert "About 10 minutes with 2 side by side" in capsys.readouterr().out
     assert compare("--methods none lpm lbs --arms sham --seeds 1 --out g --dry-run --jobs 2") == 0
     assert "About 15 minutes with 2 side by side" in capsys.readouterr().out
+    assert compare("--methods none lpm --arms sham --seeds 4 --out g --dry-run --jobs 8") == 0
+    assert "About 40 minutes with 8 side by side" in capsys.readouterr().out, "two cores do the work of two"
     slow = {"lbs": 3000.0}
     monkeypatch.setattr(cost, "timed", lambda cfg: Cost(slow.get(cfg.agent.curiosity, 60.0), 1e9, 2e9))
     assert compare("--methods none lpm lbs --arms sham --seeds 1 --out g --dry-run --jobs 2") == 0

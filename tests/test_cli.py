@@ -147,7 +147,7 @@ def test_seeds_that_are_finished_without_a_checkpoint_are_done_with(
     assert [job.run_dir.name for job in together] == ["x-1", "x-2"]
     assert "runs/x-0: finished already" in capsys.readouterr().out
     together.clear()
-    assert run(*again[1:], "--curiosity", "icm") == 0
+    assert run(*again[1:], "--curiosity", "icm", "--steps", str(TINY.steps)) == 0
     assert [job.run_dir.name for job in together] == ["x-0", "x-1", "x-2"], "a new run asks for each, and is refused"
     together.clear()
     assert run(*again, "--steps", "999") == 0
@@ -179,7 +179,7 @@ def test_what_is_left_to_the_machine_is_decided_once_for_all_seeds_that_begin(
     found: list[Any] = []
 
     def load_images(source: str, data_dir: Path) -> Any:
-        found.append((object(), SimpleNamespace(used=source)))
+        found.append((source, SimpleNamespace(used="photos")))
         return found[-1]
 
     numbers = iter(range(1, 9))
@@ -190,7 +190,8 @@ def test_what_is_left_to_the_machine_is_decided_once_for_all_seeds_that_begin(
     assert [(job.cfg.precision, job.cfg.threads) for job in together] == [("auto", 0), ("bf16", 1), ("bf16", 1)]
     assert [job.cfg.seed for job in together] == [0, 1, 2]
     [pictures] = found
-    assert pictures[1].used == "static"
+    assert pictures[0] == "static"
+    assert [job.cfg.tv_images for job in together[1:]] == ["photos", "photos"]
     assert [job.pictures for job in together] == [None, pictures, pictures]
 
 

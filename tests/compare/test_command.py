@@ -474,10 +474,11 @@ def test_more_places_than_cells_save_no_time(
     assert "About 50 minutes with 2 side by side" in capsys.readouterr().out, "no less than its longest cell"
 
 
-def test_cells_that_share_a_process(folder: Path) -> None:
+def test_cells_that_share_a_process(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As on a GPU, where it is the default: one process for all of a method, each with a folder of its own."""
     write_settings(folder, steps=60)
     assert compare("--methods none lpm --arms off sham --seeds 1 --out g --jobs 1 --together 4") == 0
+    assert 'sham: No TV (control "sham": its trigger is there and nothing happens).\n' in capsys.readouterr().out
     rows = list(csv.DictReader((folder / "g" / "results.csv").read_text().splitlines()))
     assert sorted((row["method"], row["arm"]) for row in rows) == [
         ("lpm", "off"), ("lpm", "sham"), ("none", "off"), ("none", "sham"),

@@ -52,9 +52,13 @@ class AgentConfig:
     dream that is blind from end to end pays this share of the returns' range, and blindness that goes on after it pays
     on; where nothing is declined it changes nothing."""
     world_lr: float = 3e-4
+    """Learning rate of the world model."""
     actor_lr: float = 1e-4
+    """Learning rate of the actor."""
     critic_lr: float = 1e-4
+    """Learning rate of the critic."""
     curiosity_lr: float = 1e-3
+    """Learning rate of the bonus's own networks."""
     clip: float = 100.0
     """Largest gradient norm of the world model, and of actor, critic and curiosity each."""
 

@@ -22,7 +22,9 @@ class BehaviorConfig:
     """Actor, critic and returns."""
 
     hidden: int = 256
+    """Width of the hidden layers of actor and critic."""
     layers: int = 2
+    """Hidden layers of each."""
     horizon: int = 15
     """H, imagined steps."""
     starts: int = 96
@@ -34,8 +36,9 @@ class BehaviorConfig:
     entropy: float = 3e-4
     """Weight of the policy's entropy."""
     min_std: float = 0.1
+    """Smallest standard deviation of the continuous policy; actions span [-1, 1]."""
     max_std: float = 1.0
-    """Range of the continuous policy's standard deviation; actions span [-1, 1]."""
+    """Largest standard deviation of the continuous policy."""
     unimix: float = 0.01
     """Uniform share of the discrete policy."""
     slow_rate: float = 0.02

@@ -310,15 +310,17 @@ def eval_command(args: list[str]) -> int:
         prog="dreamer-lpm eval", description="Play with a trained agent, print a table, save a video."
     )
     parser.add_argument("agent", type=Path, help="an agent file, such as agent_lpm.pth, or an exported folder")
-    parser.add_argument("--episodes", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=EVAL_SEED)
+    parser.add_argument("--episodes", type=int, default=10, help="how many to play (default: 10)")
+    parser.add_argument(
+        "--seed", type=int, default=EVAL_SEED, help=f"of the episodes (default: {EVAL_SEED:,}, as in training)"
+    )
     parser.add_argument(
         "--tv", choices=("as-trained", "off"), default="as-trained", help="the Noisy TV as in training, or off"
     )
     parser.add_argument(
         "--video", type=Path, default=Path("videos/eval.mp4"), help="where the video goes (default: videos/eval.mp4)"
     )
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="where to play: cpu, cuda or mps (default: cpu)")
     parser.add_argument(
         "--data-dir", type=Path, help="where downloaded pictures are kept (default: as in training, if that is here)"
     )

@@ -41,7 +41,7 @@ class RunConfig:
     tv: TVSpec = field(default_factory=TVSpec)
     """When, where and how the TV shows it."""
     data_dir: Path | None = None
-    """Where downloaded pictures are kept (default: the user's cache folder)."""
+    """Where downloaded pictures are kept; None: in the user's cache folder."""
     seed: int = 0
     """Seed of everything: env, TV, replay, networks."""
     batch_size: int = 16
@@ -59,9 +59,9 @@ class RunConfig:
     env_workers: int = 0
     """Processes that step the envs, and may die or hang without harm to the run; 0 steps them in the run's own."""
     action_repeat: int | None = None
-    """Env steps per agent step (default: 2 for Pendulum, else 1)."""
+    """Env steps per agent step; None: 2 for Pendulum, else 1."""
     time_limit: int | None = None
-    """Env steps after which an episode is cut (default: the env's own, or 10,000 where it has none)."""
+    """Env steps after which an episode is cut; None: the env's own limit, or 10,000 where it has none."""
     fast_render: bool = False
     """Take the pictures from a table, much faster and almost equal to the env's own (Pendulum and the MountainCars)."""
     agent: Annotated[AgentConfig, tyro.conf.arg(name="")] = field(default_factory=AgentConfig)
@@ -92,8 +92,11 @@ class RunConfig:
     wandb: bool = False
     """Also log to Weights & Biases (needs the extra: pip install -e ".[wandb]")."""
     wandb_project: str = "dreamer-lpm"
+    """Project there."""
     wandb_entity: str | None = None
+    """Team or user there; None: the account's own choice."""
     wandb_run_name: str | None = None
+    """Name of the run there; None: the run's own name."""
 
     def __post_init__(self) -> None:
         positive = (
@@ -150,7 +153,7 @@ class RunConfig:
         )
 
 
-_NEVER_ZERO = ("world.rssm.unimix", "world.recon_knee", "behavior.unimix", "behavior.return_rate", "bonus.rate")
+_NEVER_ZERO = ("world.rssm.unimix", "world.recon_knee", "behavior.unimix", "behavior.return_rate", "bonus.rate", "clip")
 """What is divided by, keeps a logarithm finite, or must move."""
 
 

@@ -254,6 +254,8 @@ def load(path: str | Path, device: str = "cpu") -> Player:
     own = path / AGENT_FILE
     if own.is_file() and not (path / WEIGHTS_FILE).exists():
         raise UserError(f"{path} is the folder of a run; its agent is {own}.")
+    if path.name == WEIGHTS_FILE:
+        raise UserError(f"{path} is one of the files of an exported agent; name its folder, {path.parent}.")
     try:
         data = _read_folder(path) if path.is_dir() else read_tensors(path.resolve())
         if data["format"] != FORMAT:

@@ -58,7 +58,13 @@ def pick_precision(wanted: str, device: torch.device) -> Precision:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type != "cpu":
         return "fp32"
-    return "bf16" if _product_seconds(torch.bfloat16) < 0.7 * _product_seconds(torch.float32) else "fp32"
+    return "bf16" if bf16_slowdown() < 0.7 else "fp32"
+
+
+@lru_cache(1)
+def bf16_slowdown() -> float:
+    """Times as long as in fp32 that a product takes in bf16 on this CPU: 0.2 with units for it, 80 where emulated."""
+    return _product_seconds(torch.bfloat16) / _product_seconds(torch.float32)
 
 
 def wait_for(device: torch.device) -> None:
@@ -75,8 +81,9 @@ def set_tf32(on: bool) -> None:
 
 def _product_seconds(dtype: torch.dtype) -> float:
     x = torch.ones(512, 512, dtype=dtype)
-    times = []
-    for _ in range(30):  # of which the best counts, for other processes may have the cores meanwhile
+    times: list[float] = []
+    # Of 30 the best counts, for other processes may have the cores meanwhile; but 30 emulated ones take 10 s.
+    while len(times) < 3 or (len(times) < 30 and sum(times) < 0.2):
         start = time.perf_counter()
         x @ x
         times.append(time.perf_counter() - start)

@@ -37,7 +37,7 @@ from dreamer_lpm.envs import make_env, repeat_of, tv_chance
 from dreamer_lpm.evaluate import AGENT_FILE, Scores, evaluate, record, save_agent
 from dreamer_lpm.guard import FIRST_ALARM, alarms, save_batch
 from dreamer_lpm.lock import RunLock
-from dreamer_lpm.machine import keep_freed_memory, peak_memory, pick_device, set_tf32
+from dreamer_lpm.machine import bf16_slowdown, keep_freed_memory, peak_memory, pick_device, set_tf32
 from dreamer_lpm.noisy_tv import ImageSource, TVImages, TVSpec, load_images
 from dreamer_lpm.noisy_tv.images import pooled
 from dreamer_lpm.report.measures import BIN, escape_step, late_mean, late_tv_share
@@ -170,9 +170,11 @@ def pictures_of(tv: TVSpec | None, data_dir: Path | None) -> tuple[ImageSource, 
 
 
 def vain(cfg: RunConfig) -> Iterator[str]:
-    """What was asked for and will have no effect."""
+    """What was asked for and will do no good."""
     if not cfg.noisy_tv and (cfg.tv != TVSpec() or cfg.tv_images != "auto"):
         yield "There is no TV, whatever tv.* and --tv-images say: add --noisy-tv."
+    if cfg.precision == "bf16" and pick_device(cfg.device).type == "cpu" and (slowdown := bf16_slowdown()) > 1.5:
+        yield f"A product takes {slowdown:.1f} times as long in bf16 as in fp32 on this CPU: leave --precision out."
     first = _first_update(cfg)
     if cfg.steps <= first:
         yield (
@@ -330,7 +332,9 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         if not exported and isinstance(about["config"], dict) and is_sealed(about):
             return dict(about)
     except FileNotFoundError:
-        raise UserError(f"{run_dir} holds no run to resume (no {CONFIG_FILE}); check --run-name and --runs.") from None
+        seeds = sorted(p.parent.name for p in run_dir.parent.glob(f"{run_dir.name}-[0-9]*/{CONFIG_FILE}"))
+        fix = f"name one of {', '.join(seeds)}, or all by --seeds" if seeds else "check --run-name and --runs"
+        raise UserError(f"{run_dir} holds no run to resume (no {CONFIG_FILE}); {fix}.") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         exported = False  # told below, with the other kind of damage
     if exported:

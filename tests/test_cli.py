@@ -10,12 +10,13 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import docstring_parser
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -171,6 +172,13 @@ def test_seeds_of_which_none_had_begun_cannot_go_on(together: list[Job], capsys:
     assert run("--resume", "--seeds", "0,1", "--run-name", "x") == 2
     assert "runs/x-0 holds no run to resume" in one_line(capsys)
     assert together == []
+
+
+def test_the_name_that_seeds_have_in_common_is_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    saved_run(Path("runs/x-0"))
+    saved_run(Path("runs/x-1"))
+    assert run("--resume", "--run-name", "x") == 2
+    assert "(no config.json); name one of x-0, x-1, or all by --seeds." in one_line(capsys)
 
 
 def test_what_is_left_to_the_machine_is_decided_once_for_all_seeds_that_begin(
@@ -602,6 +610,19 @@ def test_help_shows_the_defaults_of_the_preset_and_needs_no_run(capsys: pytest.C
     assert f"(default: {PRESETS['12m'].agent.world.rssm.deter})" in text
 
 
+def test_every_option_has_words_and_its_default_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def groups(cfg: Any) -> Iterator[Any]:
+        yield cfg
+        for inner in (getattr(cfg, f.name) for f in fields(cfg) if is_dataclass(getattr(cfg, f.name))):
+            yield from groups(inner)
+
+    for cfg in groups(RunConfig()):
+        words = {p.arg_name: p.description or "" for p in docstring_parser.parse_from_object(type(cfg)).params}
+        assert [f.name for f in fields(cfg) if not is_dataclass(getattr(cfg, f.name)) and not words.get(f.name)] == []
+        assert [name for name, text in words.items() if "(default" in text] == []  # it follows by itself
+    assert re.findall(r"^  --\S+(?: [A-Z_]+)?$", help_of(capsys, cli.main, ["eval", "--help"]), re.MULTILINE) == []
+
+
 def test_help_of_eval_and_of_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--episodes" in help_of(capsys, cli.main, ["eval", "--help"])
     assert cli.main(["--help"]) == 0
@@ -697,6 +718,10 @@ def test_eval_without_the_tv_needs_no_pictures(
         (["text.pth"], "text.pth is not an agent file of Dreamer-LPM, or it is damaged"),
         (["agent_lpm.pth", "--video", "films/out.gif"], "The video is an MP4: name it films/out.mp4."),
         (["."], ". is the folder of a run; its agent is agent_lpm.pth."),
+        (
+            ["shared/weights.safetensors"],
+            "shared/weights.safetensors is one of the files of an exported agent; name its folder, shared.",
+        ),
         (["agent_lpm.pth", "--episodes", "0"], "--episodes must be at least 1, not 0."),
         (["agent_lpm.pth", "--seed", "-1"], "--seed must be 0 to 2**64 - 1, not -1."),
         (["agent_lpm.pth", "--seed", str(2**64)], f"--seed must be 0 to 2**64 - 1, not {2**64}."),
@@ -709,6 +734,7 @@ def test_a_mistake_in_eval_is_one_line(
     args: list[str], message: str, agent_file: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "text.pth").write_text("an agent")
+    assert cli.main(["export", "agent_lpm.pth", "--out", "shared"]) == 0
     torch.save({**torch.load(agent_file, weights_only=True), "about": {}}, folder / "strange.pth")
     assert cli.main(["eval", *args]) == 2
     assert message in one_line(capsys)

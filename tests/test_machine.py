@@ -168,15 +168,26 @@ def test_arithmetic_that_was_asked_for_is_taken(wanted: str, device: str) -> Non
 def test_on_a_cpu_bf16_must_be_clearly_faster(monkeypatch: pytest.MonkeyPatch, bf16_seconds: float, want: str) -> None:
     seconds = {torch.float32: 1.0, torch.bfloat16: bf16_seconds}
     monkeypatch.setattr(machine, "_product_seconds", seconds.__getitem__)
+    machine.bf16_slowdown.cache_clear()
     assert pick_precision("auto", torch.device("cpu")) == want
+    machine.bf16_slowdown.cache_clear()
 
 
 def test_the_fastest_product_counts() -> None:
     """Others may have had the cores meanwhile."""
-    moments = [at for i in range(30) for at in (10.0 * i, 10.0 * i + (2 if i == 7 else 5))]
+    moments = [at for i in range(30) for at in (10.0 * i, 10.0 * i + (0.002 if i == 7 else 0.005))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(machine.time, "perf_counter", iter(moments).__next__)
-        assert machine._product_seconds(torch.float32) == 2
+        assert machine._product_seconds(torch.float32) == pytest.approx(0.002)
+
+
+def test_products_that_are_emulated_are_not_waited_for() -> None:
+    """30 of a quarter of a second, before each run."""
+    moments = iter([at for i in range(30) for at in (i, i + 0.25)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine.time, "perf_counter", moments.__next__)
+        assert machine._product_seconds(torch.float32) == 0.25
+    assert next(moments) == 3  # products were timed
 
 
 @pytest.mark.parametrize(("in_hardware", "want"), [(True, "bf16"), (False, "fp32")])

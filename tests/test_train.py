@@ -208,6 +208,14 @@ def test_what_will_have_no_effect_is_said(tmp_path: Path, capsys: pytest.Capture
     assert "Nothing will be learned: 60 steps end within the first 60" in said
 
 
+@pytest.mark.parametrize(("slowdown", "told"), [(81.0, True), (1.4, False)])
+def test_a_cpu_that_emulates_bf16_is_told_of(monkeypatch: pytest.MonkeyPatch, slowdown: float, told: bool) -> None:
+    monkeypatch.setattr(train_module, "bf16_slowdown", lambda: slowdown)
+    words = "A product takes 81.0 times as long in bf16 as in fp32 on this CPU: leave --precision out."
+    assert list(train_module.vain(replace(WITH_TV, precision="bf16"))) == ([words] if told else [])
+    assert list(train_module.vain(replace(WITH_TV, precision="fp32"))) == []
+
+
 def test_the_pool_is_drawn_once_for_all_envs_and_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
     choose = Pool._choose
@@ -696,6 +704,7 @@ def stages(*each: tuple[int, int, int]) -> AgentConfig:
             {"agent": replace(TINY.agent, world=replace(TINY.agent.world, recon_knee=0.0))},
             "world.recon_knee must be above 0",
         ),
+        ({"agent": replace(TINY.agent, clip=0.0)}, "clip must be above 0"),
         ({"agent": rssm(unimix=0.0)}, "world.rssm.unimix must be above 0"),
         ({"agent": policy(unimix=0.0)}, "behavior.unimix must be above 0"),
         ({"agent": policy(return_rate=0.0)}, "behavior.return_rate must be above 0"),

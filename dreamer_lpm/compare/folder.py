@@ -68,7 +68,6 @@ def write_grid(out: Path, plan: Plan, machine: Machine, args: list[str]) -> None
         arm: {
             "settings": settings,
             "words": whole.words(arm, machine),
-            "has_tv": whole.has_tv(arm),
             "sham": whole.sham_of(arm),
         }
         for arm, settings in whole.arms.items()

@@ -146,7 +146,7 @@ class Plan:
                 raise UserError(f"Method '{key.method}': {error}") from error
 
     def vain(self) -> list[str]:
-        """What was asked for, in all cells, and will have no effect."""
+        """What was asked for, in all cells, and will do no good."""
         first, *rest = ({*vain(self.config(key))} for key in self._cases())
         return sorted(first.intersection(*rest))
 

@@ -36,9 +36,9 @@ class TVSpec:
     threshold: float = 0.75
     """For action on a Box: fraction in [0, 1) of the half range that any component must exceed."""
     tv_action: int | None = None
-    """For action on Discrete or MultiDiscrete: the choice that switches the TV on (default: the last)."""
+    """For action on Discrete or MultiDiscrete: the choice that switches the TV on; None: the last."""
     tv_component: int | None = None
-    """For action on MultiDiscrete: the component that must make this choice, from 0 (default: the last)."""
+    """For action on MultiDiscrete: the component that must make this choice, from 0; None: the last."""
     noop: int = 0
     """For remote on Discrete: the action the env gets when the button is pressed."""
     probability: float = 0.25
@@ -52,10 +52,10 @@ class TVSpec:
     """new: a new picture on each step that triggers, and the env's own frame on all others. sticky: a picture stays
     until the next trigger puts another in its place, or the episode ends."""
     pool: int | None = None
-    """Number of distinct pictures, at most 50,000, the same ones in every env, episode and run (default: all). One
-    picture can be learned, infinitely many are noise."""
+    """Number of distinct pictures, at most 50,000, the same ones in every env, episode and run; None: all there are.
+    One picture can be learned, infinitely many are noise."""
     control: Control | None = None
-    """off: no TV and no button. sham: the button is there and nothing happens. Default: the TV is real."""
+    """off: no TV and no button. sham: the button is there and nothing happens. None: the TV is real."""
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES and not self.source.startswith(FOLDER):

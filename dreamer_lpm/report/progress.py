@@ -108,7 +108,7 @@ class Progress:
 
     def _print_line(self) -> None:
         self._last_line = self._clock()
-        share = self._step / max(self._total, 1)
+        share = min(1, self._step / max(self._total, 1))  # many envs step beyond it
         self.say(" | ".join([f"{self._title}: {self._step:,}/{self._total:,} steps ({share:.0%})", *self._figures()]))
 
     def _draw(self) -> RenderableType:

@@ -11,8 +11,8 @@ PREFILL = 1000
 RANDOM_RETURN = -1200.0
 STEPS = 6000
 ARMS: dict[str, dict[str, Any]] = {
-    "sham": {"settings": {"noisy_tv": True}, "words": "No TV, but its button.", "sham": None, "has_tv": False},
-    "remote": {"settings": {"noisy_tv": True}, "words": "A TV shows photos.", "sham": "sham", "has_tv": True},
+    "sham": {"settings": {"noisy_tv": True}, "words": "No TV, but its button.", "sham": None},
+    "remote": {"settings": {"noisy_tv": True}, "words": "A TV shows photos.", "sham": "sham"},
 }
 
 

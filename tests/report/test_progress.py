@@ -41,6 +41,13 @@ def test_plain_lines_are_at_least_ten_seconds_apart_and_the_last_is_always_there
     assert "\x1b" not in "".join(lines)
 
 
+def test_more_steps_than_were_asked_for_are_no_more_than_all_of_them() -> None:
+    console = plain_console()
+    with Progress(1000, title="demo", console=console, clock=Clock()) as progress:
+        progress.update(1280)  # ten updates of 128 envs
+    assert written(console) == ["demo: 1,280/1,000 steps (100%)"]
+
+
 def test_plain_lines_get_rarer_in_a_long_run() -> None:
     console, clock = plain_console(), Clock()
     with Progress(360_000, console=console, clock=clock) as progress:

@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-from testbed import Row, interval, read_rows, write_rows, write_summary
+from testbed import Row, interval, read_rows, told, write_rows, write_summary
 from torch import Tensor, nn
 
 from dreamer_lpm.curiosity import AMA, LPM, Dims, IntrinsicReward, LPMDual, LPMPaired, PredictionError, Transition, mse
@@ -196,7 +196,7 @@ def table(found: Figures, updates: int) -> str:
     ]
     for name, f in found.items():
         zero = [f[f"near_zero_from_{kind}"] for kind in KINDS]
-        paid = [f"{f[f'{word}_{kind}']:.3f} ± {f[f'{word}_{kind}_interval']:.3f}" for word in WINDOWS for kind in KINDS]
+        paid = [told(f[f"{word}_{kind}"], f[f"{word}_{kind}_interval"], ".3f") for word in WINDOWS for kind in KINDS]
         paper = f"about {f['paper_near_zero_from']}" if f["paper_near_zero_from"] else "-"
         since = ["never" if update is None else str(update) for update in zero]
         largest = f"{f['peak']:.2f} {f['unit']}"

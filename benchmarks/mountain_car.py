@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from testbed import Row, interval, read_rows, write_rows, write_summary
+from testbed import Row, interval, read_rows, told, write_rows, write_summary
 from torch import Tensor, nn
 
 from dreamer_lpm.curiosity import CuriosityConfig, Dims, Transition, build_curiosity, mse, needs_earlier
@@ -289,8 +289,8 @@ def table(rows: Sequence[Row]) -> str:
         cells = [interval(clean), interval(noisy), interval([n - c for c, n in zip(clean, noisy, strict=True)])]
         remote = interval(values(rows, method, "noisy", "remote_share_last_quarter"))
         paper = " / ".join(map(str, PAPER[method])) if method in PAPER else "-"
-        shown = " | ".join(f"{mean:.1f} ± {half:.1f}" for mean, half in cells)
-        lines.append(f"| `{method}` | {len(clean)} | {shown} | {remote[0]:.2f} ± {remote[1]:.2f} | {paper} |")
+        shown = " | ".join(told(mean, half, ".1f") for mean, half in cells)
+        lines.append(f"| `{method}` | {len(clean)} | {shown} | {told(*remote)} | {paper} |")
     return "\n".join(lines)
 
 
@@ -308,7 +308,7 @@ def gains(rows: Sequence[Row]) -> str:
         for name, arm in plain:
             pairs = zip(*(values(rows, m, arm, "coverage") for m in (method, name)), strict=False)
             mean, half = interval([one - other for one, other in pairs])
-            cells.append(f"{mean:+.1f} ± {half:.1f}")
+            cells.append(told(mean, half, "+.1f"))
         lines.append(f"| `{method}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 

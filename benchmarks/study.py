@@ -23,6 +23,7 @@ import numpy as np
 from dreamer_lpm.report.grid import RETURN, Cell, Grid, against_sham, read_grid
 from dreamer_lpm.report.metrics import Row
 from dreamer_lpm.report.statistics import Estimate, band, estimate
+from dreamer_lpm.types import UserError
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -338,15 +339,24 @@ def draw_learned(grid: Grid, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def read(folders: Sequence[Path]) -> list[Grid]:
+    """As ``pooled``. Raises UserError where the claims' runs are not there."""
+    grids = pooled([read_grid(folder) for folder in folders])
+    missing = [f"{method} in {arm}" for method, arm in NEEDED if not (grids and runs(grids[0], method, arm))]
+    if missing:
+        raise UserError(f"the claims need all pieces of the study; these folders hold no runs of {', '.join(missing)}")
+    return grids
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("grids", nargs="+", type=Path, help="folders of the study's grids")
     parser.add_argument("--page", type=Path, help="docs/study.md, whose tables and pictures are made anew")
     options = parser.parse_args(arguments)
-    study, *longer = pooled([read_grid(folder) for folder in options.grids])
-    missing = [f"{method} in {arm}" for method, arm in NEEDED if not runs(study, method, arm)]
-    if missing:
-        parser.error(f"the claims need all pieces of the study; these folders hold no runs of {', '.join(missing)}")
+    try:
+        study, *longer = read(options.grids)
+    except UserError as error:
+        parser.error(str(error))
     gated = (m for m in study.methods if m.startswith("free_") and not m.endswith(UNGATED))
     free = [m.removeprefix("free_") for m in gated if runs(study, m, "remote")]
     coverage = {name: estimate(covered(study, f"free_{name}")) for name in free}

@@ -19,6 +19,7 @@ WIDTH, HEIGHT = 440, 240
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 28
 LABELS = 132  # to the left of a dot chart
 ROW = 26
+GLYPH = 7  # width of a digit in a tick's label
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,13 @@ def dot_chart(
     height = top + ROW * len(rows) + BOTTOM
     x = _axis(low, high, LABELS, WIDTH - 18)
     bottom = height - BOTTOM
-    parts = [
-        f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{top}" y2="{bottom}"/>'
-        f'<text class="tick" x="{x(t):.1f}" y="{bottom + 16}" text-anchor="middle">{_tick(t, x, percent)}</text>'
-        for t in x.ticks
+    parts = [f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{top}" y2="{bottom}"/>' for t in x.ticks]
+    labels = [_tick(t, x, percent) for t in x.ticks]
+    room = (x.end - x.start) / (len(labels) - 1)
+    every = math.ceil((max(map(len, labels)) + 1) * GLYPH / room)  # long numbers: every second label, or fewer
+    parts += [
+        f'<text class="tick" x="{x(t):.1f}" y="{bottom + 16}" text-anchor="middle">{label}</text>'
+        for t, label in list(zip(x.ticks, labels, strict=True))[::every]
     ]
     if chance is not None:
         at = x(chance)
@@ -180,7 +184,7 @@ def _ends(row: Dots) -> list[float]:
 def _axis(low: float, high: float, start: float, end: float, *, exact: bool = False) -> _Axis:
     """``exact`` ends where the data does; else the ends are round numbers."""
     if high - low <= 1e-9 * max(1.0, abs(low), abs(high)):  # equal but for rounding, which no tick could tell apart
-        wide = max(0.5, 1e-6 * abs(high))
+        wide = max(0.5, 0.05 * abs(high))
         low, high = low - wide, high + wide
     marks = ticks(low, high)
     if exact:

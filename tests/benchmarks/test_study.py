@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dreamer_lpm.report.grid import Grid
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -26,3 +28,17 @@ def test_the_page_follows_from_the_committed_runs(tmp_path: Path, monkeypatch: p
     import_module("study").main([*folders, "--page", str(page)])
     assert page.read_text(encoding="utf-8") == text
     assert {p.name for p in tmp_path.glob("images/*")} == {"study_tv_share.png", "study_k1.png"}
+
+
+def test_a_folder_that_holds_nothing_of_the_study_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    study = import_module("study")
+    with pytest.raises(SystemExit):
+        study.main([str(tmp_path)])
+    assert "holds no grid (no grid.json)" in capsys.readouterr().err
+    monkeypatch.setattr(study, "read_grid", lambda folder: Grid(folder, [], {}, [], [], {}))
+    with pytest.raises(SystemExit):
+        study.main([str(tmp_path)])
+    assert "these folders hold no runs of free_random in remote, free_none in remote" in capsys.readouterr().err

@@ -19,6 +19,7 @@ def test_one_seed_has_no_interval(testbed: ModuleType) -> None:
     mean, half = testbed.interval([4.0])
     assert mean == 4.0
     assert math.isnan(half)
+    assert [testbed.told(mean, half), testbed.told(mean, 0.5, "+.1f")] == ["4.00", "+4.0 ± 0.5"]
 
 
 def test_rows_come_back(testbed: ModuleType, tmp_path: Path) -> None:

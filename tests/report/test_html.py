@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from dreamer_lpm.report.command import main
 from dreamer_lpm.report.curves import Curve
 from dreamer_lpm.report.grid import LATE_SHARE, Verdict
 from dreamer_lpm.report.statistics import Estimate
-from dreamer_lpm.report.svg import Line, line_chart, number, ticks
+from dreamer_lpm.report.svg import Dots, Line, dot_chart, line_chart, number, ticks
 from dreamer_lpm.report.video import EpisodeTrace, episode_video
 from dreamer_lpm.types import UserError
 from tests.report.browser import CHROMIUM, Browser
@@ -264,6 +266,17 @@ def test_ticks_are_round_and_enclose(low: float, high: float) -> None:
     assert found[-1] >= high - 1e-12
     assert 2 <= len(found) <= 8
     assert np.ptp(np.diff(found)) < 1e-9
+
+
+def test_labels_of_long_numbers_do_not_run_into_each_other() -> None:
+    def labels(values: tuple[float, float], **more: Any) -> list[float]:
+        chart = dot_chart([Dots("m0", "a", dict(enumerate(values)), values[0])], title="", **more)
+        return [float(x) for x in re.findall(r'class="tick" x="([\d.]+)"', chart)]
+
+    assert len(labels((0.1, 0.9), percent=True, limits=(0, 1))) == 6
+    long = labels((-1349.5, -1349.1))
+    assert 2 <= len(long) < 6
+    assert min(b - a for a, b in pairwise(long)) > len("−1,349.5") * 7
 
 
 def test_numbers_are_read_easily() -> None:

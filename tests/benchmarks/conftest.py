@@ -1,10 +1,14 @@
 """The testbeds are scripts: they are imported from their folder, as Python does when it runs one."""
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from dreamer_lpm.curiosity import REGISTRY
+from tests.tiny_run import TINY
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 
@@ -33,6 +37,17 @@ def mountain_car(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     module = import_module("mountain_car")
     monkeypatch.setattr(module, "STEPS", 8)
+    return module
+
+
+@pytest.fixture
+def error_spaces(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Runs with the smallest of agents, of which a second is enough; no other test sees its bonus."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    module = import_module("error_spaces")
+    monkeypatch.setitem(REGISTRY, "onlookers", module.Onlookers)
+    monkeypatch.setattr(module, "preset", lambda name: replace(TINY, env_name="Pendulum-v1", time_limit=None))
+    monkeypatch.setattr(module, "EVERY", 40)
     return module
 
 

@@ -1,6 +1,6 @@
 """What curiosity pays where its error is measured in pixels, in random features, in the encoder's view, or as KL.
 
-    python3 benchmarks/error_spaces.py --seeds 5
+    python3 benchmarks/error_spaces.py
 
 Uniformly random actions play pixel Pendulum before the study's TV (a button shows a new photo at each step that
 presses it), a world model learns from it, and each bonus looks on in each space, so that all are paid for the same
@@ -184,8 +184,8 @@ def draw(rows: Sequence[Row], gate: str, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/error_spaces"))
     options = parser.parse_args(arguments)
     least = preset("tiny").prefill + EVERY

@@ -26,10 +26,10 @@ from dreamer_lpm.train import Job, Report, Stopped, Wants, train
 from dreamer_lpm.types import NotFinite, UserError
 from tests.tiny_run import TINY, WITH_TV
 
-CFG = replace(WITH_TV, steps=150, eval_every=70, checkpoint_every=50, num_envs=1, replay_capacity=300)
+CFG = replace(WITH_TV, steps=150, eval_every=70, checkpoint_every=50, num_envs=1, replay_capacity=300, pictures=False)
 SEEDS = [replace(CFG, seed=seed) for seed in range(3)]
 OTHER = replace(CFG, agent=replace(TINY.agent, curiosity="none"), steps=100)
-LONGER = replace(CFG, seed=7, steps=190)
+LONGER = replace(CFG, seed=7, steps=190, pictures=True)
 
 
 @pytest.fixture

@@ -312,7 +312,7 @@ def eval_command(args: list[str]) -> int:
     parser.add_argument("agent", type=Path, help="an agent file, such as agent_lpm.pth, or an exported folder")
     parser.add_argument("--episodes", type=int, default=10, help="how many to play (default: 10)")
     parser.add_argument(
-        "--seed", type=int, default=EVAL_SEED, help=f"of the episodes (default: {EVAL_SEED:,}, as in training)"
+        "--seed", type=int, default=EVAL_SEED, help=f"of the episodes (default: {EVAL_SEED}, as in training)"
     )
     parser.add_argument(
         "--tv", choices=("as-trained", "off"), default="as-trained", help="the Noisy TV as in training, or off"

@@ -71,12 +71,10 @@ class Onlookers(IntrinsicReward):
     def paid(self, tv_on: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Sum of each one's bonus on the last batch's transitions into a TV frame, and into others; how many."""
         assert self.seen is not None
-        found = {}
-        for kind, where in (("on", tv_on), ("off", ~tv_on)):
-            here = where & self.seen.mask
-            for name, bonus in self.each.items():
-                found[f"{name}_{kind}"] = (bonus.reward(self.seen.unseen())[here].sum(), here.sum())
-        return found
+        dreamed = self.seen.unseen()
+        paid = {name: bonus.reward(dreamed) for name, bonus in self.each.items()}
+        places = {"on": tv_on & self.seen.mask, "off": ~tv_on & self.seen.mask}
+        return {f"{name}_{kind}": (x[at].sum(), at.sum()) for kind, at in places.items() for name, x in paid.items()}
 
 
 def config(seed: int, gate: str, steps: int) -> RunConfig:

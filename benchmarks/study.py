@@ -31,7 +31,7 @@ from matplotlib.axes import Axes
 
 BIN = 500  # env steps
 DEAF = ("lpm", "lpm_dual", "lpm_paired")
-TAUGHT = ("icm", "rnd", "disagreement")  # of the others those that come to one photo at all
+DRAWN = ("icm", "rnd", "disagreement")  # of the others those that come to one photo at all
 NEEDED = (
     *((f"free_{name}", "remote") for name in ("random", "none", "prediction_error", *DEAF)),
     *((f"free_{name}", "remote_k1") for name in ("lpm", "lpm_dual")),
@@ -112,7 +112,7 @@ def claims(study: Grid, longer: Sequence[Grid], coverage: dict[str, Estimate]) -
                 "IQM at least 0.95", said(kept), kept.n, kept.value >= 0.95)  # fmt: skip
     luck = highest(study, "free_random", "remote")  # the highest of some is above chance
     kinds = [(grid, free, gate) for grid in (study, *longer) for free in ("free_", "") for gate in ("", UNGATED)]
-    asked = [*((method, 0) for method in (*DEAF, *TAUGHT)), *((method, PICKED) for method in TAUGHT)]
+    asked = [*((method, 0) for method in (*DEAF, *DRAWN)), *((method, PICKED) for method in DRAWN)]
     for grid, free, gate, method, since in ((*kind, *of) for kind in kinds for of in asked):
         name = f"{free}{method}{gate}"
         if not runs(grid, name, "remote_k1", since):
@@ -369,7 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = (*(name for name in free if name in (*DEAF, "lpm_optimistic", "lbs")), f"lbs{UNGATED}")
     parts["paid"] = paid(study, [name for name in asked if runs(study, f"free_{name}", "remote")])
     if any(m.endswith(UNGATED) for m in study.methods):
-        parts["gate"] = gate(study, ("none", "lpm", "lpm_paired", "lbs", *TAUGHT), arms[1:])
+        parts["gate"] = gate(study, ("none", "lpm", "lpm_paired", "lbs", *DRAWN), arms[1:])
     if any(runs(grid, f"{m}{UNGATED}", "remote_k1") for grid in (study, *longer) for m in first):
         parts["learnable"] = learnable((study, *longer), ("none", "lpm", "lpm_paired"))
     tables = [("priced", study, ""), ("rewarded", study, BLIND), *(("longer", grid, "") for grid in longer)]

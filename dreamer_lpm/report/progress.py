@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dreamer_lpm.report.terminal import Terminal
+from dreamer_lpm.report.terminal import Terminal, share_of
 
 RETURNS = 5  # episodes in the mean that is shown
 SPEED_WINDOW = 20.0  # seconds of the past that steps/s and the time left look at
@@ -108,7 +108,7 @@ class Progress:
 
     def _print_line(self) -> None:
         self._last_line = self._clock()
-        share = min(1, self._step / max(self._total, 1))  # many envs step beyond it
+        share = share_of(self._step, self._total)
         self.say(" | ".join([f"{self._title}: {self._step:,}/{self._total:,} steps ({share:.0%})", *self._figures()]))
 
     def _draw(self) -> RenderableType:

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dreamer_lpm.report.terminal import Terminal
+from dreamer_lpm.report.terminal import Terminal, share_of
 
 SPEED_WINDOW = 600.0  # seconds of the past that the time left looks at: evaluations and prefill even out
 LINE_EVERY = 30.0  # seconds between plain lines, at least
@@ -105,7 +105,7 @@ class Screen:
     def _figures(self) -> str:
         left = self.left()
         known = "" if left is None else f" | {timedelta(seconds=round(left))} left"
-        share = min(1, self._total() / max(1, self._steps))  # many envs step beyond it
+        share = share_of(self._total(), self._steps)
         return (
             f"{self._finished} of {self._cells} {self._unit} | {self._total():,} of {self._steps:,} steps"
             f" ({share:.0%}){known}"
@@ -113,7 +113,7 @@ class Screen:
 
     def _print_line(self) -> None:
         self._last_line = self._clock()
-        cells = ", ".join(f"{name} {min(1, step / max(1, of)):.0%}" for name, (step, of) in self._running.items())
+        cells = ", ".join(f"{name} {share_of(step, of):.0%}" for name, (step, of) in self._running.items())
         self.say(self._figures() + (f" | {cells}" if cells else ""))
 
     def _draw(self) -> RenderableType:

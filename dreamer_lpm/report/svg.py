@@ -144,7 +144,7 @@ def dot_chart(
     every = math.ceil((max(map(len, labels)) + 1) * GLYPH / room)  # long numbers: every second label, or fewer
     parts += [
         f'<text class="tick" x="{x(t):.1f}" y="{bottom + 16}" text-anchor="middle">{label}</text>'
-        for t, label in list(zip(x.ticks, labels, strict=True))[::every]
+        for t, label in zip(x.ticks[::every], labels[::every], strict=True)
     ]
     if chance is not None:
         at = x(chance)

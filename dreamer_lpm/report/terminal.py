@@ -15,6 +15,11 @@ def print_to_nobody() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def share_of(done: int, total: int) -> float:
+    """How much of it is done, in [0, 1]: many envs may take more steps than were asked for."""
+    return min(1.0, done / max(1, total))
+
+
 class Terminal(Console):
     """Goes silent where nobody reads any more: ``| head``, a lost connection, a terminal that was closed.
 

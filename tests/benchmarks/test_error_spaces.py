@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -36,13 +36,13 @@ def test_each_bonus_in_each_space_is_the_librarys_and_nobody_is_paid(error_space
 def test_what_is_paid_is_counted_by_what_was_on_and_never_across_the_end(error_spaces: ModuleType) -> None:
     watching = error_spaces.Onlookers(CuriosityConfig(hidden=8), Dims(5, 2))
     t = transition([0.1, 0.2, 0.3])
-    for _ in range(3):
-        watching.loss(t)
+    watching.loss(t)
+    watching.each["first"] = SimpleNamespace(reward=lambda t: t.feat[..., 0])  # the library's pay nothing at first
     paid = watching.paid(torch.tensor([[True, False, True]]))
-    each = watching.each["lpm_dual_frame"].reward(t.unseen())[0]
-    assert [int(paid[f"lpm_dual_frame_{kind}"][1]) for kind in ("on", "off")] == [1, 1]
-    assert float(paid["lpm_dual_frame_on"][0]) == pytest.approx(float(each[0]))
-    assert float(paid["lpm_dual_frame_off"][0]) == pytest.approx(float(each[1]))
+    each = t.feat[0, :, 0]
+    assert [int(paid[f"first_{kind}"][1]) for kind in ("on", "off")] == [1, 1]
+    assert float(paid["first_on"][0]) == pytest.approx(float(each[0]))
+    assert float(paid["first_off"][0]) == pytest.approx(float(each[1]))
 
 
 @pytest.mark.parametrize("gate", ["gate", "no gate"])

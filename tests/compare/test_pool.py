@@ -290,12 +290,13 @@ def test_what_is_left_behind_is_counted_and_not_waited_for() -> None:
 
 def test_steps_past_the_end_take_no_time_back() -> None:
     """Many envs pass the last step together, and an evaluation follows."""
-    clock = Clock()
-    screen = Screen(cells=1, finished=0, steps=1000, done=0, console=Console(file=io.StringIO()), clock=clock)
+    clock, said = Clock(), io.StringIO()
+    screen = Screen(cells=1, finished=0, steps=1000, done=0, console=Console(file=said, width=200), clock=clock)
     screen.update({"a": (500, 1000)})
-    clock.now = 10.0
-    screen.update({"a": (1016, 1000)})
+    clock.now = 40.0
+    screen.update({"a": (1216, 1000)})
     assert screen.left() == 0
+    assert said.getvalue().splitlines()[-1].endswith("1,216 of 1,000 steps (100%) | 0:00:00 left | a 100%")
 
 
 def test_a_terminal_gets_bars() -> None:

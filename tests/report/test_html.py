@@ -274,9 +274,11 @@ def test_labels_of_long_numbers_do_not_run_into_each_other() -> None:
         return [float(x) for x in re.findall(r'class="tick" x="([\d.]+)"', chart)]
 
     assert len(labels((0.1, 0.9), percent=True, limits=(0, 1))) == 6
-    long = labels((-1349.5, -1349.1))
-    assert 2 <= len(long) < 6
+    long = labels((-1350.1, -1349.1))
+    assert 2 <= len(long) < 7
     assert min(b - a for a, b in pairwise(long)) > len("−1,349.5") * 7
+    alone = dot_chart([Dots("m0", "a", {0: -1349.5}, -1349.5)], title="")
+    assert re.findall(r'class="tick"[^>]*>([^<]+)<', alone) == ["−1,450", "−1,400", "−1,350", "−1,300", "−1,250"]
 
 
 def test_numbers_are_read_easily() -> None:

@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/error_spaces"))
     options = parser.parse_args(arguments)
-    least = preset("tiny").prefill + EVERY
+    least = preset("tiny").prefill + 3 * EVERY  # a row for each third
     if options.seeds < 1 or options.steps < least:
         parser.error(f"--seeds must be 1 or more, and --steps {least} or more.")
     results = options.out / "results.csv"

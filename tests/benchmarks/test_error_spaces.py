@@ -45,6 +45,15 @@ def test_what_is_paid_is_counted_by_what_was_on_and_never_across_the_end(error_s
     assert float(paid["first_off"][0]) == pytest.approx(float(each[1]))
 
 
+def test_too_few_steps_are_refused_before_anything_runs(
+    error_spaces: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        error_spaces.main(["--steps", "159", "--out", str(tmp_path / "none")])
+    assert "--steps 160 or more" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("gate", ["gate", "no gate"])
 def test_the_env_is_the_studys(error_spaces: ModuleType, gate: str) -> None:
     cfg = error_spaces.config(3, gate, 400)

@@ -111,17 +111,12 @@ class Plan:
         tv = machine.settle(self._of_arm(arm)).env().tv
         return tv.describe() if tv else "No TV."
 
-    def heeds(self, before: RunConfig) -> None:
-        """Raises UserError if a method or an arm drops what flags made of the settings ``before`` them."""
+    def dropped(self, before: RunConfig) -> Iterator[tuple[Key, str, Any]]:
+        """Settings that the grid's make of those ``before``, and a cell does not have: which cell, name, the cell's."""
         was, asked = _flat(to_plain(before)), _flat(to_plain(self.common))
         for key in self._cases():
             got = _flat(to_plain(self.config(key)))
-            for name in (name for name in asked if got[name] != asked[name] != was[name]):
-                flag = name.removeprefix("agent.").replace("_", "-")
-                raise UserError(
-                    f"'{key.method}' before '{key.arm}' has a {flag} of its own, {got[name]}: leave --{flag} out, or "
-                    "make methods and arms of your own in --grid."
-                )
+            yield from ((key, name, got[name]) for name in asked if got[name] != asked[name] != was[name])
 
     def check(self) -> None:
         """Raises UserError if any cell could not start: its settings, its curiosity, its env."""
@@ -233,15 +228,46 @@ def make_plan(
         raise UserError(_SEED)
     plan = Plan(
         common,
-        _named("method", methods, data.get("methods"), {name: {"curiosity": name} for name in REGISTRY}),
+        _named("method", methods, data.get("methods"), _bonuses()),
         _named("arm", arms, data.get("arms"), ARMS),
         _seeds(seeds if seeds is not None else data.get("seeds", 5)),
     )
     if any("seed" in settings for settings in (*plan.methods.values(), *plan.arms.values())):
         raise UserError(_SEED)
     plan.check()
-    plan.heeds(before)
+    for key, name, has in plan.dropped(before):
+        flag = name.removeprefix("agent.").replace("_", "-")
+        raise UserError(
+            f"'{key.method}' before '{key.arm}' has a {flag} of its own, {has}: leave --{flag} out, or make methods and "
+            "arms of your own in --grid."
+        )
+    _check_common(plan, before, base)
     return plan
+
+
+def _bonuses() -> dict[str, Settings]:
+    """Every registered bonus as a method."""
+    return {name: {"curiosity": name} for name in REGISTRY}
+
+
+def _check_common(plan: Plan, common: RunConfig, base: RunConfig) -> None:
+    """Raises UserError where the file's [common] asks for what one of our own methods or arms has otherwise.
+
+    Tables in the file may well differ from [common]: that is what they are for.
+    """
+    ours = dataclasses.replace(
+        plan,
+        common=common,
+        methods={name: s if s == _bonuses().get(name) else {} for name, s in plan.methods.items()},
+        arms={name: s if s == ARMS.get(name) else {} for name, s in plan.arms.items()},
+    )
+    for key, name, has in ours.dropped(base):
+        name = name.removeprefix("agent.")
+        kind, which = ("method", key.method) if name in ours.methods[key.method] else ("arm", key.arm)
+        raise UserError(
+            f"The {kind} '{which}' has a {name} of its own, {has}: leave {name} out of [common], or write it into "
+            f"[{kind}s.{which}]."
+        )
 
 
 def _named(kind: str, wanted: Sequence[str] | None, given: Any, known: Mapping[str, Settings]) -> dict[str, Settings]:

@@ -144,6 +144,24 @@ def test_an_arm_may_differ_from_what_the_file_says_of_all(write: Any) -> None:
     assert (got.config(Key("big", "remote", 0)).batch_size, got.common.tv.region) == (16, "patch")
 
 
+@pytest.mark.parametrize(
+    ("common", "message"),
+    [
+        ("tv = {pool = 10}", "The arm 'remote' has a tv.pool of its own, None: leave tv.pool out of [common], or write it"
+         " into [arms.remote]."),
+        ("tv = {trigger = 'passive'}", "The arm 'remote' has a tv.trigger of its own, remote: leave"),
+        ("curiosity = 'icm'", "The method 'none' has a curiosity of its own, none: leave curiosity out of [common], or"),
+    ],
+)  # fmt: skip
+def test_what_one_of_our_arms_or_methods_would_drop_of_a_file_is_refused(
+    write: Any, common: str, message: str
+) -> None:
+    file = write(f"arms = ['remote']\nmethods = ['none']\nseeds = 1\n[common]\n{common}\n")
+    with pytest.raises(UserError) as told:
+        plan(file=file)
+    assert message in str(told.value)
+
+
 def test_what_has_no_effect_in_any_cell_is_told_once() -> None:
     assert plan(methods=["none"], arms=["off", "remote"], seeds=2, steps=300).vain() == [
         "Nothing will be learned: 300 steps end within the first 1,000, which only fill the memory (--prefill, "

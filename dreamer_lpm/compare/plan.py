@@ -238,8 +238,8 @@ def make_plan(
     for key, name, has in plan.dropped(before):
         flag = name.removeprefix("agent.").replace("_", "-")
         raise UserError(
-            f"'{key.method}' before '{key.arm}' has a {flag} of its own, {has}: leave --{flag} out, or make methods and "
-            "arms of your own in --grid."
+            f"'{key.method}' before '{key.arm}' has a {flag} of its own, {has}: leave --{flag} out, or make methods "
+            "and arms of your own in --grid."
         )
     _check_common(plan, before, base)
     return plan

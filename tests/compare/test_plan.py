@@ -147,15 +147,12 @@ def test_an_arm_may_differ_from_what_the_file_says_of_all(write: Any) -> None:
 @pytest.mark.parametrize(
     ("common", "message"),
     [
-        ("tv = {pool = 10}", "The arm 'remote' has a tv.pool of its own, None: leave tv.pool out of [common], or write it"
-         " into [arms.remote]."),
-        ("tv = {trigger = 'passive'}", "The arm 'remote' has a tv.trigger of its own, remote: leave"),
-        ("curiosity = 'icm'", "The method 'none' has a curiosity of its own, none: leave curiosity out of [common], or"),
+        ("tv = {pool = 10}", "The arm 'remote' has a tv.pool of its own, None: leave tv.pool out of [common], or"),
+        ("tv = {trigger = 'passive'}", "The arm 'remote' has a tv.trigger of its own, remote: leave tv.trigger out"),
+        ("curiosity = 'icm'", "own, none: leave curiosity out of [common], or write it into [methods.none]."),
     ],
-)  # fmt: skip
-def test_what_one_of_our_arms_or_methods_would_drop_of_a_file_is_refused(
-    write: Any, common: str, message: str
-) -> None:
+)
+def test_what_one_of_our_arms_or_methods_would_drop_of_a_file_is_refused(write: Any, common: str, message: str) -> None:
     file = write(f"arms = ['remote']\nmethods = ['none']\nseeds = 1\n[common]\n{common}\n")
     with pytest.raises(UserError) as told:
         plan(file=file)

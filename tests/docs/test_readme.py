@@ -116,10 +116,32 @@ def test_every_choice_is_listed(readme: str) -> None:
 
 def test_every_bonus_is_beside_its_share_in_the_study(readme: str) -> None:
     """The last column, as the study's table of all of them has it, without the interval."""
-    listed = {name: row[-1] for name, row in table_of(readme, "lpm_dual").items()}
+    listed = {name: row[-1] for name, row in table_of(readme, "lpm_optimistic").items()}
     bank = table_of(read(ROOT / "docs" / "study.md"), "ama")
     found = {name: row[0].split(" [")[0] for name, row in bank.items()}
     assert listed == {name: found[name] for name in REGISTRY}
+
+
+def test_the_tables_before_the_tv_are_those_of_the_study(readme: str) -> None:
+    """Reward-free: two TV shares and two coverages; with a task: what is kept and TV share, what in 10,000 steps, and
+    the first two without the price of going blind."""
+    study = tables(read(ROOT / "docs" / "study.md"))
+    bank, priced, longer, unpriced = (
+        {row[0]: row[1:] for row in table}
+        for start in ("TV share, last quarter", "return under sham")
+        for table in study
+        if table[0][1] == start
+    )
+    alone, task = [t for t in tables(readme) if t[1][0] in {"`prediction_error`", "`none`"} and len(t[0]) in {5, 6}]
+    assert len(alone) > 8
+    assert len(task) > 5
+    for name, *row in alone[1:]:
+        assert row == [bank[name][i] or "-" for i in (0, 1, 3, 4)], name
+    for name, *row in task[1:]:
+        kept = longer[name][3] if name in longer else "-"
+        before = unpriced[name][4:6] if name in unpriced else ["-", "-"]
+        assert row == [*priced[name][3:5], kept, *before], name
+    assert {row[0] for row in task[1:]} == priced.keys() - {"bonus"}
 
 
 def test_preset_sizes_are_those_of_the_code(readme: str) -> None:

@@ -1,4 +1,4 @@
-"""Learning Progress Motivation (Hou, An, Du: "Beyond Noisy-TVs", arXiv 2509.25438) and its relatives.
+"""Learning Progress Motivation (Hou, An, Du: "Beyond Noisy-TVs", there Learning Progress Monitoring, arXiv 2509.25438) and its relatives.
 
     eps   = log( |o' - f(o, a)|^2 / dim )              error of the world model now (or in another error space)
     g     ~ E[eps of an earlier model | o, a]          the error predictor

@@ -27,7 +27,7 @@ class WorldConfig:
 
     rssm: RSSMConfig = field(default_factory=RSSMConfig)
     depth: int = 16
-    """Channels of the first convolution."""
+    """Width of the convolutions: each stage has a multiple of these channels."""
     stages: tuple[tuple[int, int, int], ...] = ((8, 4, 1), (4, 2, 2), (4, 2, 4))
     """Convolutions as (kernel, stride, channels / depth)."""
     head_layers: int = 1

@@ -28,9 +28,10 @@ OTHER_TOOLS = {
     "--rm",
     "--build-arg",
     "--logdir",
+    "--host",
 }  # of pip, docker and TensorBoard
 # What a run or the reader makes, so no file of the repository.
-MADE = re.compile(r"(runs|videos|data)/|agent_lpm\.pth|mine\.toml")
+MADE = re.compile(r"(runs|videos|data)/|agent_lpm\.pth|(mine|grid)\.toml")
 WORDS = {None: {"none", "automatic", "なし", "自動"}, False: {"off", "オフ"}}
 
 

@@ -48,7 +48,7 @@ class AgentConfig:
     extrinsic: float = 1.0
     """Weight of the task's reward in dreams; 0 leaves curiosity alone (reward-free)."""
     sight: float = 0.5
-    """Price, in the task's reward, of going blind: of states whose frame the world model would decline to look at. A
+    """Price of going blind, where there is a task: of states whose frame the world model would decline to look at. A
     dream that is blind from end to end pays this share of the returns' range, and blindness that goes on after it pays
     on; where nothing is declined it changes nothing."""
     world_lr: float = 3e-4
@@ -406,7 +406,9 @@ class Agent(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """Imagine from some of the replayed states and score the dream.
 
-        reward = cfg.extrinsic * (task's reward - price of going blind) + cfg.lpm_eta * bonus
+        reward = cfg.extrinsic * task's reward - price of going blind + cfg.lpm_eta * bonus
+
+        The price comes from the returns' range, in which ``extrinsic`` is already; without a task (0) there is none.
 
         A dream knows no difference between seeing and being blind: it sees no frame either way. So nothing in it would
         keep the policy from an action that blinds, and by chance it learns to take it for good.
@@ -418,7 +420,8 @@ class Agent(nn.Module):
         dreams = all_at_once([partial(self._dream_of, latents, *chance) for chance in chances], lanes)
         dream = Scored(*(torch.cat(x, 1) for x in zip(*dreams, strict=True))) if parts > 1 else dreams[0]
         price = self._price(self.extrinsic * dream.extrinsic + self.eta * dream.bonus)
-        reward = self.extrinsic * (dream.extrinsic - price * dream.blind) + self.eta * dream.bonus
+        priced = self.extrinsic * dream.extrinsic - price * dream.blind * (self.extrinsic > 0)
+        reward = priced + self.eta * dream.bonus
         alive = ~batch.is_terminal.flatten()[pick]
         losses = self.behavior.loss(
             dream.feat, dream.sampled, reward, dream.cont, alive, steady=dream.steady, lanes=lanes
@@ -432,7 +435,7 @@ class Agent(nn.Module):
         return {k: v.mean() for k, v in losses.items()}, metrics, dream.feat[1:]
 
     def _price(self, reward: Tensor) -> Tensor:
-        """Of a blind step, in the task's reward: cfg.sight times the range of the returns, spread over the dream.
+        """Of a blind step: cfg.sight times the range of the returns, spread over the dream.
 
         reward (H, B) is the dream's without it. The range counts for at most what such rewards could ever add up to: it
         contains the price, and where blindness outlasts the dream the two would feed on each other without end.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from itertools import chain
 
 import torch
@@ -96,6 +97,18 @@ def arithmetic(device: torch.device) -> torch.dtype:
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
 
 
+def exactly(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``layer(x)`` in float32, under autocast too.
+
+    For answers that are subtracted from each other: of log errors near -8 bfloat16 knows only every 1/32 nat, which is
+    as much as progress comes to.
+    """
+    if x.dtype == torch.float32:  # autocast is off
+        return layer(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.float())
+
+
 def one_hot_straight_through(log_probs: Tensor, noise: Tensor | None) -> Tensor:
     """One-hot sample (or mode, when ``noise`` is None) whose gradient is that of the probabilities.
 
@@ -129,7 +142,7 @@ def follow(behind: nn.Module, network: nn.Module, rate: Tensor | float) -> None:
 
 
 class Kept(nn.Module):
-    """A copy of a network that is taken anew every 1 / ``rate`` updates, and in between stays as it was.
+    """A copy of a network that is taken anew every 1 / ``rate`` + 1 updates, and in between stays as it was.
 
     A moving average would be smoother, and is of no use to whoever measures progress against it: an average of networks
     is a *better* one than the newest.

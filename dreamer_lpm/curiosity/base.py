@@ -155,7 +155,7 @@ class FitGate(nn.Module):
 
     @torch.no_grad()
     def update(self, loss: Tensor, ready: Tensor) -> None:
-        """Take in one loss (); it counts only while ``ready`` ()."""
+        """Take in one loss (); it counts only while ``ready`` (), and where there was something to be wrong about."""
         self.count += ready
         for mean, rate in ((self.fast, 5 / self.patience), (self.slow, 1 / self.patience)):
             debiased = torch.where(

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dreamer_lpm.nets import exactly
+
 
 class Ensemble(nn.Module):
     """``members`` MLPs with ELUs, as batched products: x (..., I) -> (members, ..., O).
@@ -27,6 +29,8 @@ class Ensemble(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         h: Tensor = self.first(flat).reshape(len(flat), self.members, -1).transpose(0, 1)
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            h = torch.baddbmm(bias, F.elu(h), weight)
-        return h.reshape(self.members, *x.shape[:-1], -1).float()
+        *layers, (last, bias) = zip(self.weights, self.biases, strict=True)
+        for weight, b in layers:
+            h = torch.baddbmm(b, F.elu(h), weight)
+        h = exactly(lambda h: torch.baddbmm(bias, h, last), F.elu(h))
+        return h.reshape(self.members, *x.shape[:-1], -1)

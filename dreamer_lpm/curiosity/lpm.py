@@ -1,4 +1,5 @@
-"""Learning Progress Motivation (Hou, An, Du: "Beyond Noisy-TVs", there Learning Progress Monitoring, arXiv 2509.25438) and its relatives.
+"""Learning Progress Motivation and its relatives (Hou, An, Du: "Beyond Noisy-TVs: Noise-Robust Exploration Via
+Learning Progress Monitoring", arXiv 2509.25438).
 
     eps   = log( |o' - f(o, a)|^2 / dim )              error of the world model now (or in another error space)
     g     ~ E[eps of an earlier model | o, a]          the error predictor
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from dreamer_lpm.curiosity.base import Dims, FitGate, IntrinsicReward, Losses, Transition
 from dreamer_lpm.curiosity.error_space import ErrorSpaceName, error_space
-from dreamer_lpm.nets import follow, masked_mean
+from dreamer_lpm.nets import exactly, follow, masked_mean
 from dreamer_lpm.types import UserError
 
 
@@ -38,8 +39,8 @@ class ErrorPredictor(nn.Module):
         )  # fmt: skip
 
     def forward(self, feat: Tensor, action: Tensor) -> Tensor:
-        out: Tensor = self.net(torch.cat([feat, action], -1))
-        return out.squeeze(-1).float()
+        out: Tensor = exactly(self.net[-1], self.net[:-1](torch.cat([feat, action], -1)))
+        return out.squeeze(-1)
 
 
 class LPM(IntrinsicReward):
@@ -85,7 +86,7 @@ class LPM(IntrinsicReward):
         error, weight = self.errors[slots].clone(), self.weights[slots].clone()
         loss = masked_mean((self.predictor(feat, action) - error).square(), weight)
         with torch.no_grad():
-            self.gate.update(loss, (self.pushed >= self.queue).to(loss.dtype))
+            self.gate.update(loss, ((self.pushed >= self.queue) & weight.any()).to(loss.dtype))
             self.feats[slots] = t.feat.flatten(0, -2)
             self.actions[slots] = t.action.flatten(0, -2)
             self.errors[slots] = self.space.log_error(t).flatten()
@@ -151,7 +152,7 @@ class LPMDual(IntrinsicReward):
     def loss(self, t: Transition) -> Losses:
         loss = masked_mean((self.now(t.feat, t.action) - self.space.log_error(t)).square(), t.mask)
         with torch.no_grad():
-            self.gate.update(loss, torch.ones_like(loss))
+            self.gate.update(loss, t.mask.any().to(loss.dtype))
             rate = torch.where(self.gate.opened > 0, self.rate, 1.0)
             follow(self.before, self.now, rate)
         return {"error_predictor": loss}

@@ -71,7 +71,7 @@ class LPMOptimistic(IntrinsicReward):
         mine = bootstrap(t, self.now.members) & t.mask
         loss = torch.stack([masked_mean(w, m) for w, m in zip(wrong, mine, strict=True)]).mean()
         with torch.no_grad():
-            self.gate.update(loss, torch.ones_like(loss))
+            self.gate.update(loss, t.mask.any().to(loss.dtype))
             rate = torch.where(self.gate.opened > 0, self.rate, 1.0)
             follow(self.before, self.now, rate)
         return {"error_predictor": loss}

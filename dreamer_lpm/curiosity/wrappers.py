@@ -25,7 +25,7 @@ class Distilled(Regressed):
 
     def loss(self, t: Transition) -> Losses:
         losses = self.inner.loss(t)  # first: what normalises the bonus must have seen one
-        target = self.inner.reward(t)
+        target = self.inner.reward(t).detach()  # the head learns of the bonus, not the bonus of its head
         return {**losses, "distilled": masked_mean((self.expected(t) - target).square(), t.mask)}
 
 
@@ -33,8 +33,10 @@ class Normalized(IntrinsicReward):
     """The inner bonus divided by its running standard deviation over *replayed steps*.
 
     Over all of them, batch and time alike. The mean stays: dividing must not turn "pays nothing" into "pays less than
-    average". ``rate`` is the weight of a new batch: at 0.01 the last hundred updates set the scale. A bonus that is to
-    fade away wants 1e-4, 10,000 updates, or what is left of it would be blown up to a deviation of 1 at once.
+    average". ``rate`` is the weight of a new batch: at 0.01 the last hundred updates set the scale. The deviation is
+    from one mean over all of them, so a bonus that falls by decades, as errors do at first, is scaled by its fall until
+    that is forgotten: about 1,000 updates. A bonus that is to fade away wants 1e-4, 10,000 updates, or what is left of
+    it would be blown up to a deviation of 1 at once.
     """
 
     reads_pictures = False

@@ -14,6 +14,7 @@ from dreamer_lpm.curiosity import (
     AMA,
     ICM,
     LBS,
+    LPM,
     RND,
     CuriosityConfig,
     Dims,
@@ -25,6 +26,7 @@ from dreamer_lpm.curiosity import (
     LPMOptimistic,
     NoBonus,
     Sum,
+    Transition,
     build_curiosity,
     log_mse,
     mse,
@@ -302,3 +304,49 @@ def test_one_member_alone_cannot_disagree() -> None:
         with pytest.raises(UserError, match=r"disagreement needs bonus\.members of 2 or more, not 1"):
             build_curiosity(text, alone, DIMS)
     assert build_curiosity("lpm_optimistic", alone, DIMS).reward(transition(0)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [LPMDual, LPMOptimistic])
+def test_a_hundredth_of_a_nat_of_progress_is_seen_in_bfloat16(kind: type[LPMDual | LPMOptimistic]) -> None:
+    """Of numbers near -8.5 it knows each 1/32 alone, which would make such progress nothing, or three times as much."""
+    torch.manual_seed(0)
+    bonus, t = kind(DIMS, hidden=32), dream(0)
+    for network, level in ((bonus.now, -8.5), (bonus.before, -8.49)):
+        list(network.parameters())[-1].data.fill_(level)
+    bonus.gate.opened.fill_(1)
+    exact = bonus.reward(t)
+    with torch.autocast("cpu", torch.bfloat16):
+        paid = bonus.reward(t)
+    assert paid.dtype == torch.float32
+    torch.testing.assert_close(paid, exact, rtol=0, atol=0.003)
+
+
+class _PaysByItsWeight(NoBonus):
+    """An answer that its author left with a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+
+    def reward(self, t: Transition) -> Tensor:
+        return self.weight * t.feat.sum(-1)
+
+
+def test_a_bonus_does_not_learn_to_please_the_head_that_carries_it() -> None:
+    bonus = Distilled(_PaysByItsWeight(), DIMS, 8)
+    bonus.loss(transition(0))["distilled"].backward()
+    assert bonus.inner.weight.grad is None
+    assert all(p.grad is not None for p in bonus.head.parameters())
+
+
+@pytest.mark.parametrize("kind", [LPM, LPMDual, LPMOptimistic])
+def test_a_batch_without_a_transition_says_nothing_of_the_fit(kind: type[LPM | LPMDual | LPMOptimistic]) -> None:
+    t = transition(0)
+    bonus = kind(DIMS, hidden=8, **({"queue": t.mask.numel()} if kind is LPM else {}))
+    none = replace(t, mask=torch.zeros_like(t.mask))
+    for _ in range(3):
+        learn(bonus, none)
+    assert bonus.gate.count == 0
+    for _ in range(3):
+        learn(bonus, t)
+    assert bonus.gate.count == (2 if kind is LPM else 3)  # one of LPM's is still of the queue that held none

@@ -51,7 +51,7 @@ def held(yes: bool) -> str:
     return "holds" if yes else "**does not hold**"
 
 
-ENOUGH = 5_800  # env steps from which on a run that was cut off still says where its policy went, without a reward
+SHORT = 200  # env steps that a run which was cut off may lack, and still say where its policy went, without a reward
 PICKED = 5  # the first seed that those of the bank were not picked by for what they did
 UNGATED = "_ungated"  # of methods whose world model has no gate (benchmarks/gate.toml)
 BLIND = "_unpriced"  # of methods with a reward whose runs were made before going blind had a price
@@ -62,7 +62,7 @@ def pooled(grids: Sequence[Grid]) -> list[Grid]:
 
     Reward-free methods are called free_NAME, those of before the price NAME_unpriced.
     """
-    every = [c for grid in grids for c in grid.cells if c.rows and c.rows[-1]["step"] >= ENOUGH]
+    every = [c for grid in grids for c in grid.cells if c.rows and c.rows[-1]["step"] >= c.config["steps"] - SHORT]
     told = [arm for grid in grids for arm in grid.arms.values()]
     arms = {arm.name: arm for arm in sorted(told, key=lambda arm: arm.sham is not None)}  # not every piece has the sham
     lengths = sorted({c.config["steps"] for c in every})

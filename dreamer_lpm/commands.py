@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dreamer_lpm.checkpoint import checkpoints
-from dreamer_lpm.config import RunConfig, from_flags, settled
+from dreamer_lpm.config import ELSEWHERE, RunConfig, from_flags, settled
 from dreamer_lpm.envs import make_env
 from dreamer_lpm.evaluate import evaluate, export_agent, load, record
 from dreamer_lpm.machine import let_streams_run_side_by_side
@@ -37,11 +37,7 @@ from dreamer_lpm.types import UserError, is_the_machines
 CHANGEABLE = {
     "steps",
     "threads",  # one or two compute the same bits
-    "data_dir",
-    "wandb",
-    "wandb_project",
-    "wandb_entity",
-    "wandb_run_name",
+    *ELSEWHERE,
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
@@ -146,10 +142,11 @@ def _job(known: argparse.Namespace, rest: list[str], program: str, run_dir: Path
 
 def _cell(runs: Path, settings: Path) -> Job:
     """The run of that name with those settings; one that was begun goes on."""
-    run_dir = runs / settings.stem
-    if (run_dir / CONFIG_FILE).is_file():
-        return Job(from_plain(RunConfig, read_config(run_dir)["config"]), run_dir, resume=True)
-    return Job(from_plain(RunConfig, read_file(settings)), run_dir)
+    run_dir, asked = runs / settings.stem, from_plain(RunConfig, read_file(settings))
+    if not (run_dir / CONFIG_FILE).is_file() and not checkpoints(run_dir):
+        return Job(asked, run_dir)
+    cfg = from_plain(RunConfig, read_config(run_dir)["config"])
+    return Job(dataclasses.replace(cfg, **{name: getattr(asked, name) for name in ELSEWHERE}), run_dir, resume=True)
 
 
 def _train_cells(runs: Path, files: list[Path]) -> int:

@@ -153,6 +153,8 @@ class RunConfig:
         )
 
 
+ELSEWHERE = ("data_dir", "wandb", "wandb_project", "wandb_entity", "wandb_run_name")
+"""Where things are kept or logged, which is no part of what a run is."""
 _NEVER_ZERO = ("world.rssm.unimix", "world.recon_knee", "behavior.unimix", "behavior.return_rate", "bonus.rate", "clip")
 """What is divided by, keeps a logarithm finite, or must move."""
 

@@ -57,6 +57,7 @@ class Tally:
     seconds: float = 0.0  # of wall time, over all sessions
     saving_seconds: float = 0.0  # of these, to write checkpoints
     shared_seconds: float = 0.0  # of wall time, each session's divided by the runs in its process
+    revisions: list[str] = field(default_factory=list)  # of the code that had a part in it
 
 
 class Sums:

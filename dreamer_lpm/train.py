@@ -45,7 +45,7 @@ from dreamer_lpm.report.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoa
 from dreamer_lpm.report.plots import plot_run
 from dreamer_lpm.report.progress import Progress
 from dreamer_lpm.report.strict_json import is_sealed, sealed, write_json
-from dreamer_lpm.report.summary import SUMMARY_FILE, git_revision, versions
+from dreamer_lpm.report.summary import SUMMARY_FILE, own_revision, versions
 from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import to_plain
 from dreamer_lpm.state import State
@@ -221,6 +221,8 @@ class _Session:
                 metrics_at = self._restore(state, say) if resume else None
                 state.slow_down(max(rollbacks, state.tally.rollbacks))
                 self._write_config()
+                if (revision := own_revision()) and revision not in state.tally.revisions:
+                    state.tally.revisions.append(revision)
                 signals.note()
                 console = Console(file=stack.enter_context((run_dir / LOG_FILE).open("a"))) if in_file else None
                 log = stack.enter_context(MetricsLog(run_dir, _sinks(cfg, run_dir, state), resume_at=metrics_at))
@@ -273,7 +275,7 @@ class _Session:
             "run": self.run,
             "tv_images": self.shown and dataclasses.asdict(self.shown),
             "versions": versions(),
-            "git_revision": git_revision(),
+            "git_revision": own_revision(),
         }
         write_json(self.run_dir / CONFIG_FILE, sealed(about))
 
@@ -642,7 +644,7 @@ class _Run:
             "precision": self.cfg.precision,
             "threads": self.cfg.threads,
             "versions": versions(),
-            "git_revision": git_revision(),
+            "git_revision": ", ".join(s.tally.revisions) or None,
         }
 
     def _escape(self) -> dict[str, float | None]:

@@ -125,6 +125,17 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert differences(everything(tmp_path), want) == []
 
 
+def test_a_run_names_all_the_code_that_had_a_part_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no commit that was made while it ran."""
+    monkeypatch.setattr(train_module, "own_revision", lambda: "first")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 40)
+        with pytest.raises(Stopped):
+            train(TINY, tmp_path)
+    monkeypatch.setattr(train_module, "own_revision", lambda: "second")
+    assert train(TINY, tmp_path, resume=True).summary["git_revision"] == "first, second"
+
+
 def newest_step(run_dir: Path) -> int:
     return int(checkpoint.checkpoints(run_dir)[-1].name.removeprefix("step_"))
 

@@ -17,6 +17,7 @@ from dreamer_lpm.compare.plan import ARMS, make_plan
 from dreamer_lpm.compare.pool import Locked, Pool
 from dreamer_lpm.config import RunConfig, from_flags
 from dreamer_lpm.curiosity import REGISTRY
+from dreamer_lpm.machine import pick_device
 from dreamer_lpm.presets import PRESETS
 from dreamer_lpm.report.command import write_report
 from dreamer_lpm.report.grid import RESULTS_FILE, read_grid
@@ -47,6 +48,8 @@ def main(args: list[str]) -> int:
     _check(options)
     out: Path = options.out
     known = known_machine(out, plan)
+    if known:
+        _check_device(out, known.device)
     if options.dry_run:
         return dry_run(plan, out, known, options.jobs)
     out.mkdir(parents=True, exist_ok=True)
@@ -128,6 +131,16 @@ def _check(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} must be 0 or more, not {getattr(options, name)}.")
 
 
+def _check_device(out: Path, device: str) -> None:
+    """Raises UserError where a grid that was begun elsewhere cannot go on."""
+    try:
+        pick_device(device)
+    except UserError:
+        raise UserError(
+            f"The cells of {out} compute on {device}, which is not here: go on where it is, or begin another --out."
+        ) from None
+
+
 def _end(out: Path, args: list[str], failed: list[str], caught: int | None) -> int:
     console = Console()
 
@@ -135,13 +148,14 @@ def _end(out: Path, args: list[str], failed: list[str], caught: int | None) -> i
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     grid = read_grid(out)
-    if grid.finished:
-        say(f"report     {write_report(out)}\nfigures    {out / RESULTS_FILE}, {out / SUMMARY_FILE}")
-    if caught is not None:
+    if caught is not None:  # first, for whoever asked for it may not wait for the report
         say(
             f"Stopped ({signal.Signals(caught).name}), {len(grid.finished)} of {len(grid.cells)} cells finished. Go on "
             f"with: {shlex.join([*PROGRAM.split(), *args])}"
         )
+    if grid.finished:
+        say(f"report     {write_report(out)}\nfigures    {out / RESULTS_FILE}, {out / SUMMARY_FILE}")
+    if caught is not None:
         return 128 + caught
     if failed:
         say(f"Failed: {', '.join(failed)}. Their logs are in {out / 'logs'}; the same command tries them again.")

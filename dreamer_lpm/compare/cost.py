@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dreamer_lpm.capture import WARM_UP, own_stream
+from dreamer_lpm.checkpoint import checkpoints
 from dreamer_lpm.compare.plan import Key, Machine, Plan
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.forecast import free_memory
@@ -29,7 +30,7 @@ TIMED_UPDATES = 3
 class Cost:
     """Of one run: seconds of wall time (its share, where several had one process), bytes on disk, bytes of memory.
 
-    ``measured``: taken from finished cells.
+    ``measured``: taken from finished cells, which after --slim no longer say what they took of the disk: 0.
     """
 
     seconds: float
@@ -45,10 +46,14 @@ def from_finished(cells: list[Cell]) -> Cost | None:
         return None
     return Cost(
         median(c.seconds for c in known),
-        max(sum(p.stat().st_size for p in c.folder.rglob("*") if p.is_file()) for c in known),
+        max((_size(c.folder) for c in known if checkpoints(c.folder)), default=0.0),
         max(float((c.summary or {}).get("peak_memory_bytes", BASE_MEMORY)) for c in known),
         measured=True,
     )
+
+
+def _size(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
 def timed(cfg: RunConfig) -> Cost:
@@ -168,5 +173,9 @@ def dry_run(plan: Plan, out: Path, known: Machine | None, jobs: int) -> int:
 
 def _cost(plan: Plan, machine: Machine, grid: Grid | None, method: str) -> Cost:
     known = from_finished([c for c in grid.finished if c.method == method]) if grid else None
-    first = Key(method, next(iter(plan.arms)), plan.seeds[0])
-    return known or timed(machine.settle(plan.config(first)))
+    cfg = machine.settle(plan.config(Key(method, next(iter(plan.arms)), plan.seeds[0])))
+    if known is None or known.disk:
+        return known or timed(cfg)
+    state = _begun(cfg)
+    state.envs.close()
+    return dataclasses.replace(known, disk=float(state.forecast.disk(cfg.keep_checkpoints)))

@@ -10,20 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dreamer_lpm.checkpoint import checkpoints
 from dreamer_lpm.compare.plan import Key, Machine, Plan
 from dreamer_lpm.compare.pool import Job
-from dreamer_lpm.config import RunConfig
+from dreamer_lpm.config import ELSEWHERE, RunConfig
 from dreamer_lpm.lock import LOCK_FILE
 from dreamer_lpm.report.grid import FORMAT, GRID_FILE, is_grid, read_grid
 from dreamer_lpm.report.strict_json import plain, write_json
-from dreamer_lpm.report.summary import SUMMARY_FILE, git_revision, versions
+from dreamer_lpm.report.summary import SUMMARY_FILE, own_revision, versions
 from dreamer_lpm.settings import from_plain, to_plain
 from dreamer_lpm.train import CONFIG_FILE
 from dreamer_lpm.types import UserError
 
 CELLS = "cells"
-# Where things are kept or logged is no part of what a grid is.
-NO_MATTER = ("data_dir", "wandb", "wandb_project", "wandb_entity", "wandb_run_name")
 
 
 def known_machine(out: Path, plan: Plan) -> Machine | None:
@@ -37,7 +36,7 @@ def known_machine(out: Path, plan: Plan) -> Machine | None:
         return None
     about = read_grid(out).about
     before = to_plain(from_plain(RunConfig, about["common"]))
-    _same(out, "", {k: v for k, v in before.items() if k not in NO_MATTER}, plain(to_plain(plan.common)))
+    _same(out, "", {k: v for k, v in before.items() if k not in ELSEWHERE}, plain(to_plain(plan.common)))
     for kind, now in (("methods", plan.methods), ("arms", plan.arms)):
         for name, settings in now.items():
             if name in about[kind]:
@@ -88,7 +87,7 @@ def write_grid(out: Path, plan: Plan, machine: Machine, args: list[str]) -> None
         "common": to_plain(plan.common),
         "machine": dataclasses.asdict(machine),
         "versions": versions(),
-        "git_revision": git_revision(),
+        "git_revision": own_revision(),
         "cells": list(cells.values()),
     }
     write_json(out / GRID_FILE, about)
@@ -119,11 +118,11 @@ def cell_job(out: Path, key: Key, cfg: RunConfig) -> Job:
     def command() -> list[str]:
         """Start the cell, or go on with what there is of it."""
         start = [*_python(), "train", "--runs", str(folder.parent), "--run-name", folder.name]
-        if (folder / CONFIG_FILE).is_file():
-            return [*start, "--resume"]
-        shutil.rmtree(folder, ignore_errors=True)  # killed before it began
         settings.parent.mkdir(parents=True, exist_ok=True)
         write_json(settings, to_plain(cfg))
+        if (folder / CONFIG_FILE).is_file() or checkpoints(folder):
+            return [*start, "--resume", *_elsewhere(cfg)]
+        shutil.rmtree(folder, ignore_errors=True)  # killed before it began
         return [*start, "--config", str(settings)]
 
     return Job(
@@ -134,6 +133,19 @@ def cell_job(out: Path, key: Key, cfg: RunConfig) -> Job:
         command,
         lambda: (folder / SUMMARY_FILE).is_file(),
     )
+
+
+def _elsewhere(cfg: RunConfig) -> list[str]:
+    """What of ``ELSEWHERE`` the grid is asked for now, as flags of a run that goes on."""
+    given = {name: value for name, value in to_plain(cfg).items() if name in ELSEWHERE and value is not None}
+    words = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
+    return [word for flag, value in words.items() for word in _flag(flag, value)]
+
+
+def _flag(flag: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    return [flag, str(value)]
 
 
 def slim(cell: Job) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,8 +121,8 @@ class Plan:
 
     def check(self) -> None:
         """Raises UserError if any cell could not start: its settings, its curiosity, its env."""
-        folders = [key.name for key in self.cells()]
-        if doubled := {f for f in folders if folders.count(f) > 1}:
+        folders = Counter(key.name for key in self.cells())
+        if doubled := {f for f, count in folders.items() if count > 1}:
             raise UserError(f"Two cells would share the folder {min(doubled)}; rename a method or an arm.")
         envs: dict[EnvConfig, ActionSpec] = {}
         agents = set[tuple[AgentConfig, EnvConfig]]()
@@ -199,6 +200,7 @@ class Machine:
         )
 
 
+MOST_SEEDS = 1000  # that a number can count; who writes a larger one means the seed of that name
 _SEED = "The seeds of a grid come from --seeds; leave 'seed' out of the settings."
 
 
@@ -235,10 +237,10 @@ def make_plan(
     if any("seed" in settings for settings in (*plan.methods.values(), *plan.arms.values())):
         raise UserError(_SEED)
     plan.check()
-    for key, name, has in plan.dropped(before):
+    for cell, name, has in plan.dropped(before):
         flag = name.removeprefix("agent.").replace("_", "-")
         raise UserError(
-            f"'{key.method}' before '{key.arm}' has a {flag} of its own, {has}: leave --{flag} out, or make methods "
+            f"'{cell.method}' before '{cell.arm}' has a {flag} of its own, {has}: leave --{flag} out, or make methods "
             "and arms of your own in --grid."
         )
     _check_common(plan, before, base)
@@ -342,6 +344,8 @@ def _seeds(given: Any) -> tuple[int, ...]:
     if any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in listed):
         raise UserError("seeds must be whole numbers, 0 or more: one says how many, a list says which.")
     if isinstance(given, int):
+        if given > MOST_SEEDS:
+            raise UserError(f"{given} would be {given:,} seeds; for the one of that number write {given}..{given}.")
         listed = list(range(given))
     if not listed or len(set(listed)) < len(listed):
         raise UserError("seeds must be at least one, each only once.")

@@ -384,7 +384,10 @@ def summary(grid: Grid) -> dict[str, Any]:
 
 
 def improvements(grid: Grid, arm: str) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """measure -> method -> other method -> chance that the first does better. Of ``COMPARED`` alone."""
+    """measure -> method -> other method -> chance that the first does better. Of ``COMPARED`` alone.
+
+    Methods with envs of their own, or TVs that are on more often by chance, are not compared.
+    """
     found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     for measure in COMPARED:
         if measure.of_tv and not grid.chosen(arm):
@@ -393,12 +396,19 @@ def improvements(grid: Grid, arm: str) -> dict[str, dict[str, dict[str, dict[str
         present = [m for m in grid.methods if values[m]]
         square: dict[str, dict[str, dict[str, Any]]] = {m: {} for m in present}
         for a, b in combinations(present, 2):
+            if _ground(grid, a, arm, measure) != _ground(grid, b, arm, measure):
+                continue
             more = probability_of_improvement(values[a], values[b])
             first, second = (more, _against(more)) if measure.better == "higher" else (_against(more), more)
             square[a][b], square[b][a] = asdict(first), asdict(second)
         if len(present) > 1:
             found[measure.key] = square
     return found
+
+
+def _ground(grid: Grid, method: str, arm: str, measure: Measure) -> object:
+    """What two methods must have in common for such figures of theirs to be compared."""
+    return grid.chance(arm, method) if measure.of_tv else {cell.env for cell in grid.of(method, arm)}
 
 
 def _against(chance: Estimate) -> Estimate:

@@ -145,7 +145,8 @@ class _GridPage:
         grid = self.grid
         kicker = f"{grid.folder.resolve().name} · {grid.about.get('env_name', '')}"
         steps = sorted({c.summary["env_steps"] for c in grid.finished if c.summary and "env_steps" in c.summary})
-        of_steps = f" of {steps[0]:,} env steps" if len(steps) == 1 else ""
+        ends = " to ".join(f"{n:,}" for n in dict.fromkeys(steps[:1] + steps[-1:]))
+        of_steps = f" of {ends} env steps" if steps else ""
         lead = (
             f"{_count(len(self.methods), 'method')}, {_count(len(self.arms), 'arm')}, "
             f"{_count(len(grid.seeds), 'seed')}: {_count(len(grid.finished), 'run')}{of_steps}."
@@ -153,8 +154,8 @@ class _GridPage:
         warning = ""
         if len(grid.finished) < len(grid.cells):
             warning = (
-                f'<p class="warning">{len(grid.finished)} of {len(grid.cells)} cells are finished; the others are not '
-                "in any figure yet.</p>"
+                f'<p class="warning">{len(grid.finished)} of {len(grid.cells)} cells are finished; the others, '
+                "unfinished or failed, are in no figure.</p>"
             )
         found = "".join(self.finding(arm) for arm in self.tv_arms)
         found = f'<div class="found">{found}</div>' if found else ""
@@ -231,12 +232,19 @@ class _GridPage:
             tds = "".join(
                 f'<td data-label="{escape(label)}">{cell}</td>' for label, cell in zip(labels, cells, strict=True)
             )
-            name = f'<td class="name {self.css[method]}"><span class="swatch"></span>{escape(method)}</td>'
+            seeds = self.seeds(method, arm)
+            name = f'<td class="name {self.css[method]}"><span class="swatch"></span>{escape(method)}{seeds}</td>'
             rows.append(f'<tr class="of{self.methods.index(method)}">{name}{tds}</tr>')
         return (
             f'<div class="card"><h3>{escape(arm.name)}</h3><p class="note">{escape(arm.words)}</p><div class="scroll">'
             f'<table class="score"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div></div>'
         )
+
+    def seeds(self, method: str, arm: Arm) -> str:
+        """How many there are of those asked for, where that is not all that any method has."""
+        asked = {m: sum((c.method, c.arm) == (m, arm.name) for c in self.grid.cells) for m in self.methods}
+        done = len(self.grid.of(method, arm.name))
+        return "" if done == max(asked.values()) else f" <small>{done} of {_count(asked[method], 'seed')}</small>"
 
     def curves_and_dots(
         self, heading: str, measure: Measure, key: str, arms: Sequence[Arm], about: str, *, percent: bool = False
@@ -334,7 +342,8 @@ class _GridPage:
             return ""
         about = (
             "Chance that a seed of the method in the row does better than one of the method in the column: more "
-            "return, less TV, more coverage. 50\u202f% is no difference."
+            "return, less TV, more coverage. 50\u202f% is no difference; a dot stands where two methods have other "
+            "envs, or TVs with other chance levels."
         )
         return f'<h2>Who does better</h2><p class="note">{about}</p>{"".join(panels)}'
 
@@ -404,7 +413,7 @@ class _GridPage:
         about = self.grid.about
         minutes = sum(c.seconds for c in self.grid.finished) / 60
         arms = {name: arm.get("settings", {}) for name, arm in about.get("arms", {}).items()}
-        every = {_revision(c.summary or {}) for c in self.grid.finished}
+        every = {revision for c in self.grid.finished for revision in _revisions(c.summary or {})}
         mixed = (
             f'<p class="warning">These runs were made by {len(every)} different versions of the code: '
             f"{escape(', '.join(sorted(every)))}.</p>"
@@ -601,11 +610,11 @@ def _json(title: str, data: Any) -> str:
     return f"<details><summary>{title}</summary><pre>{escape(dumps(data, indent=2))}</pre></details>"
 
 
-def _revision(summary: Mapping[str, Any]) -> str:
-    """The commit, as short as git itself writes it, or the package's version."""
-    commit, _, dirty = str(summary.get("git_revision") or "").partition("+")
-    known = commit[:10] + ("+" + dirty if dirty else "")
-    return known or str(summary.get("versions", {}).get("dreamer-lpm", "unknown"))
+def _revisions(summary: Mapping[str, Any]) -> list[str]:
+    """The commits that had a part in a run, as short as git itself writes them, or the package's version."""
+    commits = str(summary.get("git_revision") or "").split(", ")
+    known = [commit[:10] + plus + dirty for commit, plus, dirty in (c.partition("+") for c in commits) if commit]
+    return known or [str(summary.get("versions", {}).get("dreamer-lpm", "unknown"))]
 
 
 def _versions(summaries: Sequence[Mapping[str, Any]]) -> str:

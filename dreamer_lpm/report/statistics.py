@@ -85,6 +85,8 @@ def of_strata(strata: Sequence[np.ndarray]) -> Estimate:
 
 def figure(strata: Sequence[np.ndarray], statistic: Statistic) -> Estimate:
     """``statistic`` of the strata as they are, with its bootstrap interval. See :func:`stratified_bootstrap`."""
+    if any(np.isnan(x).any() for x in strata):
+        raise ValueError("a figure that is none among the seeds'")  # sorted, it would pass for the largest
     value = float(statistic([np.asarray(x)[None] for x in strata])[0])
     n = min(map(len, strata))
     if n < LEAST_SEEDS:
@@ -102,11 +104,20 @@ def probability_of_improvement(ours: Sequence[float], theirs: Sequence[float]) -
 
 @lru_cache(maxsize=4096)
 def _improvement(ours: tuple[float, ...], theirs: tuple[float, ...]) -> Estimate:
-    def above(drawn: list[np.ndarray]) -> np.ndarray:
-        x, y = drawn[0][:, :, None], drawn[1][:, None, :]
-        return np.asarray(((x > y) + 0.5 * (x == y)).mean(axis=(1, 2)))
+    x, y = np.array(ours)[:, None], np.array(theirs)
+    above = (x > y) + 0.5 * (x == y)  # (n, m)
 
-    return figure([np.array(ours), np.array(theirs)], above)
+    def chance(drawn: list[np.ndarray]) -> np.ndarray:
+        first, second = (_times(places, size) / size for places, size in zip(drawn, above.shape, strict=True))
+        return np.asarray((first @ above * second).sum(-1))
+
+    return figure([np.arange(len(ours)), np.arange(len(theirs))], chance)
+
+
+def _times(places: np.ndarray, size: int) -> np.ndarray:
+    """How often each of ``size`` was drawn: places (resamples, n) -> (resamples, size)."""
+    rows = np.arange(len(places))[:, None] * size
+    return np.bincount((rows + places).ravel(), minlength=len(places) * size).reshape(len(places), size)
 
 
 def share_kept(with_tv: Sequence[float], without: Sequence[float], nothing: float) -> Estimate | None:

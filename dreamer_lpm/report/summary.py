@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -36,6 +37,12 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue  # an extra that is not installed played no part
     return found
+
+
+@cache
+def own_revision() -> str | None:
+    """That of this code, as it was when the process first asked: what is committed later plays no part in it."""
+    return git_revision()
 
 
 def git_revision(package: Path = Path(dreamer_lpm.__file__).parent) -> str | None:

@@ -248,8 +248,11 @@ def _dots_of(line: Line, dots: tuple[np.ndarray, np.ndarray], x: _Axis, y: _Axis
 
 
 def _dot_row(row: Dots, y: float, x: _Axis, percent: bool) -> str:
-    label = row.label if len(row.label) <= 18 else row.label[:17] + "…"
-    parts = [f'<text class="row" x="{LABELS - 12}" y="{y + 4:.1f}" text-anchor="end">{escape(label)}</text>']
+    label = row.label if len(row.label) <= 18 else f"{row.label[:8]}…{row.label[-9:]}"  # names often differ at an end
+    parts = [
+        f'<text class="row" x="{LABELS - 12}" y="{y + 4:.1f}" text-anchor="end">{escape(label)}'
+        f"<title>{escape(row.label)}</title></text>"
+    ]
     if row.low is not None and row.high is not None:
         wide = max(x(row.high) - x(row.low), 1)
         parts.append(f'<rect class="band" x="{x(row.low):.1f}" y="{y - 6:.1f}" width="{wide:.1f}" height="12" rx="3"/>')

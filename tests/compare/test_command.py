@@ -17,16 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dreamer_lpm import cli
+from dreamer_lpm.commands import _cell
 from dreamer_lpm.compare import cost
 from dreamer_lpm.compare.cost import Cost
 from dreamer_lpm.compare.folder import _python, cell_job
 from dreamer_lpm.compare.plan import ARMS, Key, Machine, Plan
+from dreamer_lpm.forecast import Forecast
 from dreamer_lpm.report.grid import read_grid
 from dreamer_lpm.report.html import grid_page
 from dreamer_lpm.settings import to_plain
 from dreamer_lpm.state import State
+from dreamer_lpm.train import train
 from tests.report.fake_grid import write_run
 from tests.tiny_run import TINY, as_toml
 
@@ -159,10 +163,30 @@ def test_a_cell_starts_from_its_settings_goes_on_from_its_folder(folder: Path) -
     assert not job.folder.exists()
     job.folder.mkdir(parents=True)
     (job.folder / "config.json").touch()
-    assert job.command()[-1] == "--resume"
+    assert job.command()[len(start) - 2 :][:1] == ["--resume"]
     assert not job.finished()
     (job.folder / "summary.json").touch()
     assert job.finished()
+
+
+def test_a_cell_that_lost_its_settings_keeps_its_checkpoints(folder: Path) -> None:
+    job = cell_job(folder / "g", Key("lpm", "off", 0), TINY)
+    kept = job.folder / "checkpoints" / "step_000000060"
+    kept.mkdir(parents=True)
+    assert "--resume" in job.command(), "which says what is missing"
+    assert kept.is_dir()
+
+
+def test_a_cell_goes_on_with_what_the_grid_now_says_of_places(folder: Path) -> None:
+    """In a process of its own by flags, in one with others by its file of settings."""
+    run_dir = folder / "g" / "cells" / "lpm-off-0"
+    train(TINY, run_dir)
+    moved = replace(TINY, data_dir=Path("moved"), wandb_entity="team")
+    command = cell_job(folder / "g", Key("lpm", "off", 0), moved).command()
+    flags = shlex.join(command[command.index("--resume") + 1 :])
+    assert flags == "--data-dir moved --no-wandb --wandb-project dreamer-lpm --wandb-entity team"
+    job = _cell(run_dir.parent, folder / "g" / "settings" / "lpm-off-0.json")
+    assert (job.resume, job.cfg.data_dir, job.cfg.steps) == (True, Path("moved"), TINY.steps)
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------
@@ -284,6 +308,21 @@ def test_slim_leaves_what_a_report_needs(folder: Path, monkeypatch: pytest.Monke
     assert sorted(p.name for p in cell.iterdir()) == ["config.json", "metrics.jsonl", "summary.json"]
 
 
+@pytest.mark.parametrize("words", ["", "--dry-run"])
+def test_a_grid_of_a_device_that_is_not_here_is_refused_as_a_whole(
+    words: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = "--methods none --arms sham --seeds"
+    finish_all(folder / "g", f"{grid} 1", monkeypatch)
+    path = folder / "g" / "grid.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps({**about, "machine": {**about["machine"], "device": "cuda"}}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    capsys.readouterr()
+    assert compare(f"{grid} 2 --out g {words}") == 2
+    assert "The cells of g compute on cuda, which is not here: go on where it is" in one_line(capsys)
+
+
 @pytest.mark.parametrize(
     ("words", "seeds"), [("2", [0, 1]), ("7..7", [7]), ("3 1", [3, 1]), ("4..5 9", [4, 5, 9]), ("2,8", [2, 8])]
 )
@@ -307,6 +346,7 @@ def test_seeds_are_counted_or_named(
         ("--methods none --arms sham --seeds 0 --out g", "seeds must be at least one"),
         ("--methods none --arms sham --seeds 1 two --out g", "--seeds takes a range such as 0..15"),
         ("--methods none --arms sham --seeds 1..3 2 --out g", "each only once"),
+        ("--methods none --arms sham --seeds 20240101 --out g", "20,240,101 seeds; for the one of that number write 2"),
         ("--methods none --arms sham --seed 3 --out g", "The seeds of a grid come from --seeds"),
         ("--methods none --arms sham --jobs -1 --out g", "--jobs must be 0 or more, not -1."),
         ("--methods none --arms sham --env-name Nope-v0 --out g", "Nope"),
@@ -354,13 +394,14 @@ def test_a_dry_run_knows_what_finished_cells_took(
 ) -> None:
     finish_all(folder / "g", "--methods none --arms sham --seeds 2", monkeypatch)
     monkeypatch.setattr(cost, "timed", lambda cfg: Cost(600.0, 1e9, 2e9))
+    monkeypatch.setattr(Forecast, "disk", lambda self, keep: 3e9)  # of cells that were made slim, and say no more
     monkeypatch.setattr(cost, "cores", lambda: 2)
     capsys.readouterr()
     assert compare("--methods none lpm --arms sham --seeds 4 --out g --dry-run --jobs 2") == 0
     text = capsys.readouterr().out
     assert re.search(r"none\W+2\W+200\W+1\.0\W+finished cells", text)
     assert re.search(r"lpm\W+4\W+400\W+10\.0\W+a short timing", text)
-    assert "6 cells to run and 2 finished. About 21 minutes with 2 side by side, 4.0 GB of disk" in text
+    assert "6 cells to run and 2 finished. About 21 minutes with 2 side by side, 10.0 GB of disk" in text
     assert "4.0 GB of memory" in text
 
 

@@ -175,6 +175,9 @@ def test_a_method_with_another_tv_is_measured_by_its_own_chance(folder: Path) ->
     page = grid_page(grid, folder)
     assert "chance is another for each method" in page
     assert 'class="ref-label"' not in page, "a line would be true of one of them only"
+    square = improvements(grid, "remote")[LATE_SHARE.key]
+    assert "lpm" not in square["prediction_error"], "less of a TV that is nearly always on is not more of another"
+    assert "lpm" in square["none"]
 
 
 def test_a_method_with_another_env_keeps_of_its_own_gain(folder: Path) -> None:
@@ -195,6 +198,10 @@ def test_a_method_with_another_env_keeps_of_its_own_gain(folder: Path) -> None:
         assert found is not None
         assert found.kept is not None
         assert found.kept.value == pytest.approx(0.9)
+    square = improvements(grid, "sham")[RETURN.key]
+    assert not square["lpm"]
+    assert "prediction_error" in square["none"]
+    assert "lpm" not in square["none"]
 
 
 def test_csv_has_a_row_a_seed(folder: Path) -> None:

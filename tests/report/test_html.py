@@ -91,7 +91,20 @@ def test_scorecard_says_who_is_captured_and_what_it_costs(folder: Path) -> None:
     assert "captured 3.2×" in said[1]  # the lower end, 0.8, over 0.25
     assert "walks away" in said[2]
     assert "90\u202f%" in said[2]  # of the return is kept
-    assert "18 of 19 cells are finished" in page.text
+    assert "18 of 19 cells are finished; the others, unfinished or failed, are in no figure." in page.text
+    assert ["3 of 4 seeds" in row for row in said].count(True) == 1, "survivors are told from all"
+
+
+def test_a_method_with_fewer_seeds_than_others_says_so(tmp_path: Path) -> None:
+    text = draw(write_grid(tmp_path / "grid", {"none": [0.3] * 5, "lpm": [0.1] * 3})).text
+    assert "lpm 3 of 3 seeds" in text
+    assert "5 of 5" not in text
+
+
+def test_runs_of_several_lengths_are_told(folder: Path) -> None:
+    path = folder / "cells" / "3" / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "env_steps": 12000}))
+    assert "18 runs of 6,000 to 12,000 env steps." in draw(folder).text
 
 
 def test_every_seed_is_a_dot_and_a_line(folder: Path) -> None:
@@ -119,6 +132,8 @@ def test_different_revisions_are_said(folder: Path) -> None:
     path = folder / "cells" / "3" / "summary.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "git_revision": "def" * 12 + "+dirty"}))
     assert "2 different versions of the code: abc, defdefdefd+dirty." in draw(folder).text
+    path.write_text(json.dumps({**json.loads(path.read_text()), "git_revision": f"{'def' * 12}, {'b' * 40}"}))
+    assert "3 different versions of the code: abc, bbbbbbbbbb, defdefdefd." in draw(folder).text
 
 
 def test_the_page_asks_for_nothing(folder: Path) -> None:
@@ -279,6 +294,14 @@ def test_labels_of_long_numbers_do_not_run_into_each_other() -> None:
     assert min(b - a for a, b in pairwise(long)) > len("−1,349.5") * 7
     alone = dot_chart([Dots("m0", "a", {0: -1349.5}, -1349.5)], title="")
     assert re.findall(r'class="tick"[^>]*>([^<]+)<', alone) == ["−1,450", "−1,400", "−1,350", "−1,300", "−1,250"]
+
+
+def test_long_names_that_differ_at_their_ends_are_told_apart() -> None:
+    names = ["lpm_paired_strength_1", "lpm_paired_strength_2", "prediction_error"]
+    chart = dot_chart([Dots("m0", name, {0: 1.0}, 1.0) for name in names], title="")
+    shown = re.findall(r'<text class="row"[^>]*>([^<]+)<title>([^<]+)</title>', chart)
+    assert [name for _, name in shown] == names
+    assert [text for text, _ in shown] == ["lpm_pair…trength_1", "lpm_pair…trength_2", "prediction_error"]
 
 
 def test_numbers_are_read_easily() -> None:

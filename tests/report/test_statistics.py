@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -94,6 +96,21 @@ def test_probability_of_improvement_is_mann_whitneys_u() -> None:
     u = stats.mannwhitneyu(ours, theirs).statistic
     assert probability_of_improvement(ours, theirs).value == pytest.approx(u / 42)
     assert probability_of_improvement(theirs, ours).value == pytest.approx(1 - u / 42)
+
+
+def test_the_interval_of_an_improvement_is_that_of_its_resamples() -> None:
+    """Drawn one after the other by the definition, from the same generator."""
+    ours, theirs = np.array([1.0, 2.0, 5.0, 5.0]), np.array([2.0, 5.0, 0.0])
+    rng = np.random.default_rng(0)
+    x, y = (v[rng.integers(len(v), size=(10_000, len(v)))] for v in (ours, theirs))
+    drawn = [float(((a[:, None] > b) + 0.5 * (a[:, None] == b)).mean()) for a, b in zip(x, y, strict=True)]
+    found = probability_of_improvement(list(ours), list(theirs))
+    assert [found.low, found.high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]))
+
+
+def test_what_is_no_number_is_no_figure() -> None:
+    with pytest.raises(ValueError, match="none among the seeds'"):
+        estimate([1.0, 2.0, 3.0, 4.0, math.nan])
 
 
 def test_probability_of_improvement_at_its_ends() -> None:

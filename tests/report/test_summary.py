@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import dreamer_lpm
-from dreamer_lpm.report.summary import git_revision, versions
+from dreamer_lpm.report import summary
+from dreamer_lpm.report.summary import git_revision, own_revision, versions
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -42,6 +43,15 @@ def test_revision_is_the_commit_and_says_when_the_package_differs(package: Path)
     assert git_revision(package) == commit
     (package / "new.py").write_text("x = 1\n")
     assert git_revision(package) == f"{commit}+dirty"
+
+
+def test_what_is_committed_while_a_process_runs_is_not_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    own_revision.cache_clear()
+    monkeypatch.setattr(summary, "git_revision", lambda: "at its start")
+    assert own_revision() == "at its start"
+    monkeypatch.setattr(summary, "git_revision", lambda: "later")
+    assert own_revision() == "at its start"
+    own_revision.cache_clear()
 
 
 def test_no_revision_outside_a_checkout(tmp_path: Path) -> None:

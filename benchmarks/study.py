@@ -31,7 +31,7 @@ from matplotlib.axes import Axes
 
 BIN = 500  # env steps
 DEAF = ("lpm", "lpm_dual", "lpm_paired")
-DRAWN = ("icm", "rnd", "disagreement")  # of the others those that come to one photo at all
+DRAWN = ("icm", "rnd", "disagreement", "gamma_progress")  # of the others those that come to one photo at all
 NEEDED = (
     *((f"free_{name}", "remote") for name in ("random", "none", "prediction_error", *DEAF)),
     *((f"free_{name}", "remote_k1") for name in ("lpm", "lpm_dual")),

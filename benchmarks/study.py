@@ -108,8 +108,10 @@ def claims(study: Grid, longer: Sequence[Grid], coverage: dict[str, Estimate]) -
     for grid in (study, *longer):
         for method in (m for m in (*DEAF, "none") if runs(grid, m, "remote")):
             kept, steps = kept_of(grid, method), grid.cells[0].config["steps"]
+            found = said(kept) if kept else "learned nothing to keep"
+            seeds = kept.n if kept else len(runs(grid, method, "remote"))
             row(f"`{method}` with the task's reward keeps what it earns without the TV, {steps:,} steps",
-                "IQM at least 0.95", said(kept), kept.n, kept.value >= 0.95)  # fmt: skip
+                "IQM at least 0.95", found, seeds, kept is not None and kept.value >= 0.95)  # fmt: skip
     luck = highest(study, "free_random", "remote")  # the highest of some is above chance
     kinds = [(grid, free, gate) for grid in (study, *longer) for free in ("free_", "") for gate in ("", UNGATED)]
     asked = [*((method, 0) for method in (*DEAF, *DRAWN)), *((method, PICKED) for method in DRAWN)]
@@ -267,7 +269,8 @@ def rewarded(study: Grid, methods: Sequence[str], arms: Sequence[str]) -> list[s
     for method in methods:
         values = [returned(study, method, arm) for arm in arms]
         values.append(", ".join(f"{x:.0f}" for x in study.values(method, "remote", RETURN).values()))
-        values += [said(kept_of(study, method)), said(late_share(study, method), percent=True)]
+        kept = kept_of(study, method)
+        values += [said(kept) if kept else "-", said(late_share(study, method), percent=True)]
         lines.append(f"| `{method.removesuffix(BLIND)}` | {' | '.join(values)} |")
     return lines
 
@@ -277,12 +280,10 @@ def late_share(grid: Grid, method: str) -> Estimate:
     return estimate(late_shares(grid, method))
 
 
-def kept_of(grid: Grid, method: str) -> Estimate:
-    """What a method keeps, before the remote TV, of its gain over random play under the sham."""
+def kept_of(grid: Grid, method: str) -> Estimate | None:
+    """What a method keeps, before the remote TV, of its gain over random play under the sham; None if it had none."""
     found = against_sham(grid, method, "remote")
-    assert found is not None
-    assert found.kept is not None
-    return found.kept
+    return found.kept if found else None
 
 
 COLOURS = {"none": "#777777", "prediction_error": "#c0392b", "lpm": "#1f77b4", "lpm_dual": "#2a9d57",

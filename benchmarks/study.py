@@ -108,10 +108,10 @@ def claims(study: Grid, longer: Sequence[Grid], coverage: dict[str, Estimate]) -
     for grid in (study, *longer):
         for method in (m for m in (*DEAF, "none") if runs(grid, m, "remote")):
             kept, steps = kept_of(grid, method), grid.cells[0].config["steps"]
-            found = said(kept) if kept else "learned nothing to keep"
+            told = said(kept) if kept else "learned nothing to keep"
             seeds = kept.n if kept else len(runs(grid, method, "remote"))
             row(f"`{method}` with the task's reward keeps what it earns without the TV, {steps:,} steps",
-                "IQM at least 0.95", found, seeds, kept is not None and kept.value >= 0.95)  # fmt: skip
+                "IQM at least 0.95", told, seeds, kept is not None and kept.value >= 0.95)  # fmt: skip
     luck = highest(study, "free_random", "remote")  # the highest of some is above chance
     kinds = [(grid, free, gate) for grid in (study, *longer) for free in ("free_", "") for gate in ("", UNGATED)]
     asked = [*((method, 0) for method in (*DEAF, *DRAWN)), *((method, PICKED) for method in DRAWN)]

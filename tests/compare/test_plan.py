@@ -142,6 +142,10 @@ def test_an_arm_may_differ_from_what_the_file_says_of_all(write: Any) -> None:
     file = write("arms = ['remote']\nseeds = 1\n[common]\nbatch_size = 8\n[methods.big]\nbatch_size = 16\n")
     got = plan(file=file, tv=TVSpec(region="patch"))
     assert (got.config(Key("big", "remote", 0)).batch_size, got.common.tv.region) == (16, "patch")
+    file = write(
+        "seeds = 1\nmethods = ['none']\n[common]\ntv = {region = 'patch'}\n[arms.remote]\ntv = {region = 'quadrant'}\n"
+    )
+    assert plan(file=file).config(Key("none", "remote", 0)).tv.region == "quadrant"
 
 
 @pytest.mark.parametrize(

@@ -137,15 +137,14 @@ def cell_job(out: Path, key: Key, cfg: RunConfig) -> Job:
 
 def _elsewhere(cfg: RunConfig) -> list[str]:
     """What of ``ELSEWHERE`` the grid is asked for now, as flags of a run that goes on."""
-    given = {name: value for name, value in to_plain(cfg).items() if name in ELSEWHERE and value is not None}
-    words = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
-    return [word for flag, value in words.items() for word in _flag(flag, value)]
-
-
-def _flag(flag: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [flag if value else flag.replace("--", "--no-", 1)]
-    return [flag, str(value)]
+    flags = []
+    for name in ELSEWHERE:
+        value, words = getattr(cfg, name), name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{words}" if value else f"--no-{words}")
+        elif value is not None:
+            flags += [f"--{words}", str(value)]
+    return flags
 
 
 def slim(cell: Job) -> None:

@@ -30,7 +30,18 @@ from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import from_plain, read_file, read_seeds
 from dreamer_lpm.team import Team, joined
 from dreamer_lpm.together import train_together
-from dreamer_lpm.train import CONFIG_FILE, EVAL_SEED, Job, Report, Stopped, pictures_of, read_config, train, vain
+from dreamer_lpm.train import (
+    CONFIG_FILE,
+    EVAL_SEED,
+    Job,
+    Report,
+    Stopped,
+    is_begun,
+    pictures_of,
+    read_config,
+    train,
+    vain,
+)
 from dreamer_lpm.types import UserError, is_the_machines
 
 # What may differ between a run and its continuation; anything else would make it another run.
@@ -104,7 +115,7 @@ def _seeded(known: argparse.Namespace, rest: list[str], program: str, run_dir: P
     begun when all were stopped takes the settings of one that had.
     """
     runs = {seed: run_dir.with_name(f"{run_dir.name}-{seed}") for seed in read_seeds(known.seeds)}
-    begun = [seed for seed, path in runs.items() if known.resume and (path / CONFIG_FILE).is_file()]
+    begun = [seed for seed, path in runs.items() if known.resume and is_begun(path)]
     jobs = {seed: _job(known, rest, program, runs[seed]) for seed in begun or list(runs)[:1]}
     if not begun and next(iter(jobs.values())).cfg.seed != _base(known, run_dir).seed:
         raise UserError("--seed and --seeds say two things; leave --seed out.")
@@ -143,7 +154,7 @@ def _job(known: argparse.Namespace, rest: list[str], program: str, run_dir: Path
 def _cell(runs: Path, settings: Path) -> Job:
     """The run of that name with those settings; one that was begun goes on."""
     run_dir, asked = runs / settings.stem, from_plain(RunConfig, read_file(settings))
-    if not (run_dir / CONFIG_FILE).is_file() and not checkpoints(run_dir):
+    if not is_begun(run_dir):
         return Job(asked, run_dir)
     cfg = from_plain(RunConfig, read_config(run_dir)["config"])
     return Job(dataclasses.replace(cfg, **{name: getattr(asked, name) for name in ELSEWHERE}), run_dir, resume=True)

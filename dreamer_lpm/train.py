@@ -322,21 +322,26 @@ class Report:
     curves: Path | None
 
 
+def is_begun(run_dir: Path) -> bool:
+    """Whether there is a run to go on with, be it one that lost its ``config.json``."""
+    return (run_dir / CONFIG_FILE).is_file() or bool(checkpoint.checkpoints(run_dir))
+
+
 def read_config(run_dir: Path) -> dict[str, Any]:
     """``config.json`` of a run: its "config", and what it was started with.
 
-    Raises UserError, naming the copy to put back, when it is damaged.
+    Raises UserError, naming the copy to put back, when it is damaged or gone.
     """
     path = run_dir / CONFIG_FILE
+    if not is_begun(run_dir):
+        seeds = sorted(p.parent.name for p in run_dir.parent.glob(f"{run_dir.name}-[0-9]*/{CONFIG_FILE}"))
+        fix = f"name one of {', '.join(seeds)}, or all by --seeds" if seeds else "check --run-name and --runs"
+        raise UserError(f"{run_dir} holds no run to resume (no {CONFIG_FILE}); {fix}.")
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         exported = "spec" in about
         if not exported and isinstance(about["config"], dict) and is_sealed(about):
             return dict(about)
-    except FileNotFoundError:
-        seeds = sorted(p.parent.name for p in run_dir.parent.glob(f"{run_dir.name}-[0-9]*/{CONFIG_FILE}"))
-        fix = f"name one of {', '.join(seeds)}, or all by --seeds" if seeds else "check --run-name and --runs"
-        raise UserError(f"{run_dir} holds no run to resume (no {CONFIG_FILE}); {fix}.") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         exported = False  # told below, with the other kind of damage
     if exported:
@@ -344,7 +349,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     copies = [folder / CONFIG_FILE for folder in reversed(checkpoint.checkpoints(run_dir))]
     put_back = (shlex.join(["cp", str(copy), str(path)]) for copy in copies if copy.is_file())
     fix = next((f"put back its copy: {command}" for command in put_back), "restore it")
-    raise UserError(f"{path} is damaged; {fix}.")
+    raise UserError(f"{path} is {'damaged' if path.exists() else 'gone'}; {fix}.")
 
 
 class Signals:

@@ -174,8 +174,10 @@ def dry_run(plan: Plan, out: Path, known: Machine | None, jobs: int) -> int:
 def _cost(plan: Plan, machine: Machine, grid: Grid | None, method: str) -> Cost:
     known = from_finished([c for c in grid.finished if c.method == method]) if grid else None
     cfg = machine.settle(plan.config(Key(method, next(iter(plan.arms)), plan.seeds[0])))
-    if known is None or known.disk:
-        return known or timed(cfg)
+    if known is None:
+        return timed(cfg)
+    if known.disk:
+        return known
     state = _begun(cfg)
     state.envs.close()
     return dataclasses.replace(known, disk=float(state.forecast.disk(cfg.keep_checkpoints)))

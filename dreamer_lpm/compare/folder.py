@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dreamer_lpm.checkpoint import checkpoints
 from dreamer_lpm.compare.plan import Key, Machine, Plan
 from dreamer_lpm.compare.pool import Job
 from dreamer_lpm.config import ELSEWHERE, RunConfig
@@ -19,7 +18,7 @@ from dreamer_lpm.report.grid import FORMAT, GRID_FILE, is_grid, read_grid
 from dreamer_lpm.report.strict_json import plain, write_json
 from dreamer_lpm.report.summary import SUMMARY_FILE, own_revision, versions
 from dreamer_lpm.settings import from_plain, to_plain
-from dreamer_lpm.train import CONFIG_FILE
+from dreamer_lpm.train import is_begun
 from dreamer_lpm.types import UserError
 
 CELLS = "cells"
@@ -120,7 +119,7 @@ def cell_job(out: Path, key: Key, cfg: RunConfig) -> Job:
         start = [*_python(), "train", "--runs", str(folder.parent), "--run-name", folder.name]
         settings.parent.mkdir(parents=True, exist_ok=True)
         write_json(settings, to_plain(cfg))
-        if (folder / CONFIG_FILE).is_file() or checkpoints(folder):
+        if is_begun(folder):
             return [*start, "--resume", *_elsewhere(cfg)]
         shutil.rmtree(folder, ignore_errors=True)  # killed before it began
         return [*start, "--config", str(settings)]

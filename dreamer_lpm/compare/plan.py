@@ -113,11 +113,15 @@ class Plan:
         return tv.describe() if tv else "No TV."
 
     def dropped(self, before: RunConfig) -> Iterator[tuple[Key, str, Any]]:
-        """Settings that the grid's make of those ``before``, and a cell does not have: which cell, name, the cell's."""
+        """Settings of the grid that differ from those ``before``, and from a cell's: which cell, name, what it has.
+
+        Names are those of files, so what an agent consists of stands at the top.
+        """
         was, asked = _flat(to_plain(before)), _flat(to_plain(self.common))
         for key in self._cases():
             got = _flat(to_plain(self.config(key)))
-            yield from ((key, name, got[name]) for name in asked if got[name] != asked[name] != was[name])
+            lost = (name for name in asked if got[name] != asked[name] != was[name])
+            yield from ((key, name.removeprefix("agent."), got[name]) for name in lost)
 
     def check(self) -> None:
         """Raises UserError if any cell could not start: its settings, its curiosity, its env."""
@@ -238,7 +242,7 @@ def make_plan(
         raise UserError(_SEED)
     plan.check()
     for cell, name, has in plan.dropped(before):
-        flag = name.removeprefix("agent.").replace("_", "-")
+        flag = name.replace("_", "-")
         raise UserError(
             f"'{cell.method}' before '{cell.arm}' has a {flag} of its own, {has}: leave --{flag} out, or make methods "
             "and arms of your own in --grid."
@@ -264,7 +268,6 @@ def _check_common(plan: Plan, common: RunConfig, base: RunConfig) -> None:
         arms={name: s if s == ARMS.get(name) else {} for name, s in plan.arms.items()},
     )
     for key, name, has in ours.dropped(base):
-        name = name.removeprefix("agent.")
         kind, which = ("method", key.method) if name in ours.methods[key.method] else ("arm", key.arm)
         raise UserError(
             f"The {kind} '{which}' has a {name} of its own, {has}: leave {name} out of [common], or write it into "

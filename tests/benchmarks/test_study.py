@@ -1,12 +1,15 @@
 """What the page of the study says is what its committed runs say."""
 
+import json
 import re
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from dreamer_lpm.report.grid import Grid
+from dreamer_lpm.report.grid import AgainstSham, Grid, read_grid
+from dreamer_lpm.report.statistics import Estimate
+from tests.report.fake_grid import write_grid
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +31,31 @@ def test_the_page_follows_from_the_committed_runs(tmp_path: Path, monkeypatch: p
     import_module("study").main([*folders, "--page", str(page)])
     assert page.read_text(encoding="utf-8") == text
     assert {p.name for p in tmp_path.glob("images/*")} == {"study_tv_share.png", "study_k1.png"}
+
+
+def test_a_long_run_that_was_cut_off_is_no_short_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    study = import_module("study")
+    folder = write_grid(tmp_path / "grid", {"lpm": [0.1, 0.2]})
+    for path in folder.glob("cells/*/config.json"):
+        config = json.loads(path.read_text())["config"]
+        path.write_text(json.dumps({"config": {**config, "steps": 12_000, "agent": {"extrinsic": 0}}}))
+    assert study.pooled([read_grid(folder)]) == []
+    for path in folder.glob("cells/*/config.json"):
+        config = json.loads(path.read_text())["config"]
+        path.write_text(json.dumps({"config": {**config, "steps": 6_200}}))
+    [grid] = study.pooled([read_grid(folder)])
+    assert len(grid.cells) == 4
+
+
+def test_who_learned_nothing_has_nothing_to_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    study = import_module("study")
+    grid = read_grid(write_grid(tmp_path / "grid", {"lpm": [0.1] * 3}))
+    nothing = AgainstSham("sham", [0, 1, 2], Estimate(0.0, None, None, 3), None, "it learned nothing")
+    monkeypatch.setattr(study, "against_sham", lambda *_: nothing)
+    row = study.rewarded(grid, ["lpm"], ["sham", "remote"])[-1]
+    assert row.split(" | ")[-2] == "-"
 
 
 def test_a_folder_that_holds_nothing_of_the_study_is_one_line(

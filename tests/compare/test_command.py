@@ -30,7 +30,8 @@ from dreamer_lpm.report.grid import read_grid
 from dreamer_lpm.report.html import grid_page
 from dreamer_lpm.settings import to_plain
 from dreamer_lpm.state import State
-from dreamer_lpm.train import train
+from dreamer_lpm.train import read_config, train
+from dreamer_lpm.types import UserError
 from tests.report.fake_grid import write_run
 from tests.tiny_run import TINY, as_toml
 
@@ -163,7 +164,7 @@ def test_a_cell_starts_from_its_settings_goes_on_from_its_folder(folder: Path) -
     assert not job.folder.exists()
     job.folder.mkdir(parents=True)
     (job.folder / "config.json").touch()
-    assert job.command()[len(start) - 2 :][:1] == ["--resume"]
+    assert job.command()[: len(start) - 1] == [*start[:-2], "--resume"]
     assert not job.finished()
     (job.folder / "summary.json").touch()
     assert job.finished()
@@ -173,8 +174,11 @@ def test_a_cell_that_lost_its_settings_keeps_its_checkpoints(folder: Path) -> No
     job = cell_job(folder / "g", Key("lpm", "off", 0), TINY)
     kept = job.folder / "checkpoints" / "step_000000060"
     kept.mkdir(parents=True)
-    assert "--resume" in job.command(), "which says what is missing"
+    (kept / "config.json").touch()
+    assert "--resume" in job.command()
     assert kept.is_dir()
+    with pytest.raises(UserError, match=r"lpm-off-0/config.json is gone; put back its copy: cp .*step_000000060"):
+        read_config(job.folder)
 
 
 def test_a_cell_goes_on_with_what_the_grid_now_says_of_places(folder: Path) -> None:

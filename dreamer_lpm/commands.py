@@ -22,6 +22,7 @@ from dreamer_lpm.envs import make_env
 from dreamer_lpm.evaluate import evaluate, export_agent, load, record
 from dreamer_lpm.machine import let_streams_run_side_by_side
 from dreamer_lpm.noisy_tv import NoisyTVError
+from dreamer_lpm.noisy_tv.cifar10 import at_home
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.report.strict_json import partial_of
@@ -351,8 +352,10 @@ def eval_command(args: list[str]) -> int:
             f"{options.agent} wants to run the Python module '{module}' for its env; if you know it, add --trust."
         )
     env = cfg.env(tv_on=options.tv == "as-trained")
-    trained = cfg.data_dir if cfg.data_dir and cfg.data_dir.is_dir() else None  # the trainer's may be another machine
-    found = pictures_of(env.tv, options.data_dir or trained)
+    folder = options.data_dir
+    if folder is None and cfg.data_dir and at_home(cfg.data_dir).is_dir():  # the trainer's may be another machine
+        folder = cfg.data_dir
+    found = pictures_of(env.tv, folder)
     images = found[0] if found else None
 
     def make() -> Any:

@@ -173,6 +173,8 @@ def vain(cfg: RunConfig) -> Iterator[str]:
     """What was asked for and will do no good."""
     if not cfg.noisy_tv and (cfg.tv != TVSpec() or cfg.tv_images != "auto"):
         yield "There is no TV, whatever tv.* and --tv-images say: add --noisy-tv."
+    elif unread := cfg.tv.unread():
+        yield f"The TV's trigger '{cfg.tv.trigger}' does not read {', '.join(f'tv.{name}' for name in unread)}."
     if cfg.precision == "bf16" and pick_device(cfg.device).type == "cpu" and (slowdown := bf16_slowdown()) > 1.5:
         yield f"A product takes {slowdown:.1f} times as long in bf16 as in fp32 on this CPU: leave --precision out."
     first = _first_update(cfg)

@@ -680,9 +680,10 @@ def test_eval_draws_the_tvs_pool_once_for_all_envs(
     assert all(images is given[0] for images in given)
 
 
+@pytest.mark.parametrize("named", ["pictures", "~/pictures"])
 @pytest.mark.parametrize(("more", "folder_asked"), [([], None), (["--data-dir", "mine"], Path("mine"))])
 def test_eval_looks_for_pictures_where_the_trainer_had_them_if_that_is_here(
-    more: list[str], folder_asked: Path | None, agent_file: Path, monkeypatch: pytest.MonkeyPatch
+    more: list[str], folder_asked: Path | None, named: str, agent_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Path | None] = []
 
@@ -691,13 +692,14 @@ def test_eval_looks_for_pictures_where_the_trainer_had_them_if_that_is_here(
         raise NoisyTVError("asked")
 
     data = torch.load(agent_file, weights_only=True)
-    data["about"]["run"]["data_dir"] = "pictures"
+    data["about"]["run"]["data_dir"] = named
     torch.save(data, agent_file)
+    monkeypatch.setenv("HOME", str(Path.cwd()))
     monkeypatch.setattr(train_module, "load_images", load_images)
     assert cli.main(["eval", "agent_lpm.pth", *more]) == 2
     Path("pictures").mkdir()
     assert cli.main(["eval", "agent_lpm.pth", *more]) == 2
-    assert asked == [folder_asked, folder_asked or Path("pictures")]
+    assert asked == [folder_asked, folder_asked or Path(named)]
 
 
 def test_eval_without_the_tv_needs_no_pictures(

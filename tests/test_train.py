@@ -219,6 +219,15 @@ def test_what_will_have_no_effect_is_said(tmp_path: Path, capsys: pytest.Capture
     assert "Nothing will be learned: 60 steps end within the first 60" in said
 
 
+def test_a_setting_that_the_trigger_does_not_read_is_said() -> None:
+    def said(**tv: Any) -> list[str]:
+        return list(train_module.vain(replace(WITH_TV, tv=TVSpec(**tv))))
+
+    assert said(probability=0.9, noop=1) == ["The TV's trigger 'action' does not read tv.noop, tv.probability."]
+    assert said(trigger="remote", threshold=0.5) == ["The TV's trigger 'remote' does not read tv.threshold."]
+    assert said(trigger="passive", probability=0.9) == said(threshold=0.5, tv_action=1, tv_component=0) == []
+
+
 @pytest.mark.parametrize(("slowdown", "told"), [(81.0, True), (1.4, False)])
 def test_a_cpu_that_emulates_bf16_is_told_of(monkeypatch: pytest.MonkeyPatch, slowdown: float, told: bool) -> None:
     monkeypatch.setattr(train_module, "bf16_slowdown", lambda: slowdown)

@@ -28,7 +28,7 @@ class EnvConfig:
         size: height and width of the observation in pixels.
         action_repeat: env steps per action; None = the suite's known default (Pendulum 2, because it moves little in
             one step of 0.05 s and its picture is costly; every other env 1).
-        time_limit: env steps until truncation; None = the registered limit.
+        time_limit: env steps until truncation; None = the env's own limit, or 10,000 where it has none.
         tv: the Noisy TV in front of the env; None = no TV.
         fast_render: take the picture from a table, where there is one (``fast_pictures.FAST``), in place of the env's
             own.

@@ -54,10 +54,14 @@ def pickled(make: Make) -> bytes:
     try:
         return pickle.dumps(make)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"These envs cannot be made in another process ({error}); make them by a function of a module that "
-            "can be imported, or set env_workers to 0."
-        ) from None
+        raise _not_elsewhere(error) from None
+
+
+def _not_elsewhere(error: Exception) -> UserError:
+    return UserError(
+        f"These envs cannot be made in another process ({error}); make them by a function of a module that "
+        "can be imported, or set env_workers to 0."
+    )
 
 
 class Worker:
@@ -79,11 +83,7 @@ class Worker:
         self._calm = CALM
         self.news: list[str] = []
         self.about: tuple[str, gym.Space[Any], gym.Space[Any]]
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
+        self._start()
 
     def send(self, index: int, task: Task, argument: Any) -> None:
         """Ask for something; :meth:`receive` gives the answer."""
@@ -133,7 +133,7 @@ class Worker:
         self._pipe, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _SERVE, str(theirs.fileno()), json.dumps(sys.path)],
+                [sys.executable, "-c", _SERVE, str(theirs.fileno()), json.dumps(sys.path, default=str)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
@@ -144,6 +144,9 @@ class Worker:
             self.about = self._answer(START_WITHIN)
         except Lost as lost:
             self._restart(str(lost))
+        except BaseException:
+            self.close()
+            raise
 
     def _restart(self, why: str) -> None:
         self._process.kill()
@@ -236,7 +239,10 @@ def _attempt(what: Callable[[], Any]) -> tuple[bool, Any]:
 
 
 def _make(order: bytes, count: int, envs: list[gym.Env[Any, Any]]) -> tuple[str, gym.Space[Any], gym.Space[Any]]:
-    make = pickle.loads(order)
+    try:
+        make = pickle.loads(order)
+    except (AttributeError, ImportError) as error:  # what was defined in a script or a notebook is unknown here
+        raise _not_elsewhere(error) from None
     for _ in range(count):
         envs.append(make())
     return env_name(envs[0]), envs[0].observation_space, envs[0].action_space

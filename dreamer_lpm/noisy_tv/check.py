@@ -22,7 +22,7 @@ class _Moment:
     """What one step or reset gave, and what became of the generators."""
 
     frame: NDArray[np.uint8]
-    reward: float
+    reward: bytes  # of the float: NaN is not equal to itself
     ends: tuple[bool, bool]
     info: Mapping[str, Any]
     is_reset: bool
@@ -119,12 +119,13 @@ def _play(env: gym.Env[Any, Any], actions: list[Any], seed: int) -> Iterator[_Mo
     over = True
     for t, action in enumerate(actions):
         world, is_reset = _world(), over
-        reward, ends = 0.0, (False, False)
+        reward, ends = b"", (False, False)
         if is_reset:
             frame, info = env.reset(seed=seed + t)
         else:
-            frame, raw, terminated, truncated, info = env.step(action)
-            reward, ends = float(raw), (bool(terminated), bool(truncated))
+            # Some envs write into their action, and the same ones are played again.
+            frame, raw, terminated, truncated, info = env.step(copy.deepcopy(action))
+            reward, ends = np.float64(np.asarray(raw).item()).tobytes(), (bool(terminated), bool(truncated))
         over = any(ends)
         dice = copy.deepcopy(env.unwrapped.np_random).bytes(16)
         yield _Moment(np.array(frame), reward, ends, info, is_reset, dice, world != _world())
@@ -141,7 +142,7 @@ def _played_twice(env: NoisyTV, actions: list[Any], seed: int, name: str) -> lis
     space = env.observation_space
     for t, (one, two) in enumerate(zip(first, _play(env, actions, seed), strict=True)):
         _check_told(one, t)
-        if (one.frame.shape, one.frame.dtype) != (space.shape, space.dtype):
+        if one.frame.dtype != space.dtype or not space.contains(one.frame):
             raise NoisyTVError(
                 f"{name} gave a frame of {one.frame.dtype} {one.frame.shape} in step {t}, not of {space}"
             )

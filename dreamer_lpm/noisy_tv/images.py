@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,8 +98,8 @@ def static(rng: np.random.Generator, shape: tuple[int, int, int]) -> Picture:
 class Pool:
     """``size`` distinct pictures of ``images``, the same ones in every env, episode and run, drawn uniformly.
 
-    All of them are kept in memory. Raises NoisyTVError when the source has fewer: at once where it says how many it
-    has, else when they are first drawn.
+    All of them are kept in memory, but for those of a Collection, which are there already. Raises NoisyTVError when the
+    source has fewer: at once where it says how many it has, else when they are first drawn.
     """
 
     def __init__(self, images: ImageSource, size: int) -> None:
@@ -105,30 +107,31 @@ class Pool:
             raise _exhausted(len(images.pictures), size)
         self._images = images
         self._size = size
-        self._pictures: dict[tuple[int, int, int], list[Picture]] = {}
+        self._chosen: dict[tuple[int, int, int], list[Callable[[], Picture]]] = {}
 
     def __call__(self, rng: np.random.Generator, shape: tuple[int, int, int]) -> Picture:
-        if shape not in self._pictures:
-            self._pictures[shape] = self._choose(shape)
-        return self._pictures[shape][rng.integers(self._size)]
+        if shape not in self._chosen:
+            self._chosen[shape] = self._choose(shape)
+        return self._chosen[shape][rng.integers(self._size)]()
 
-    def _choose(self, shape: tuple[int, int, int]) -> list[Picture]:
+    def _choose(self, shape: tuple[int, int, int]) -> list[Callable[[], Picture]]:
         rng = np.random.default_rng(_POOL_SEED)
-        chosen: dict[bytes, Picture] = {}
-        for picture in self._draws(rng, shape):
-            chosen.setdefault(picture.tobytes(), picture)
+        chosen: dict[bytes, Callable[[], Picture]] = {}
+        for get in self._draws(rng, shape):
+            chosen.setdefault(blake2b(get().tobytes()).digest(), get)
             if len(chosen) == self._size:
                 return list(chosen.values())
         raise _exhausted(len(chosen), self._size)
 
-    def _draws(self, rng: np.random.Generator, shape: tuple[int, int, int]) -> Iterator[Picture]:
+    def _draws(self, rng: np.random.Generator, shape: tuple[int, int, int]) -> Iterator[Callable[[], Picture]]:
         seen = set[int]()
         for _ in range(_POOL_TRIES * self._size):
             if not isinstance(self._images, Collection):
-                yield np.array(self._images(rng, shape))  # a copy, for a source may draw into one array again and again
+                picture = np.array(self._images(rng, shape))  # a copy, for a source may draw into one array every time
+                yield partial(np.asarray, picture)
             elif (index := self._images.pick(rng)) not in seen:  # one seen before would only cost the time to draw it
                 seen.add(index)
-                yield self._images.fit(index, shape)
+                yield partial(self._images.fit, index, shape)
 
 
 def _exhausted(found: int, size: int) -> NoisyTVError:

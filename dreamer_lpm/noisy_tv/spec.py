@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
@@ -20,6 +21,14 @@ SOURCES = ("auto", "cifar10", "photos", "static", "digits")
 FOLDER = "folder:"
 LARGEST_POOL = 50_000  # pictures, as many as CIFAR-10 has to train on; at 64x64 they take 0.6 GB
 REMOTE_FIRES_ABOVE = 0.5  # on the extra dimension in [-1, 1]: a quarter of uniformly random presses
+
+_READ_BY: dict[str, Trigger] = {
+    "threshold": "action",
+    "tv_action": "action",
+    "tv_component": "action",
+    "noop": "remote",
+    "probability": "passive",
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,12 @@ class TVSpec:
     """off: no TV and no button. sham: the button is there and nothing happens. None: the TV is real."""
 
     def __post_init__(self) -> None:
+        for name in ("tv_action", "tv_component", "noop", "pool"):
+            _number(name, getattr(self, name), Integral, "a whole number")
+        for name in ("threshold", "probability"):
+            _number(name, getattr(self, name), Real, "a number")
+        if not isinstance(self.source, str):
+            raise NoisyTVError(f"TV source {self.source!r} is no text: use one of {', '.join(SOURCES)} or {FOLDER}PATH")
         if self.source not in SOURCES and not self.source.startswith(FOLDER):
             raise NoisyTVError(f"unknown TV source {self.source!r}: use one of {', '.join(SOURCES)} or {FOLDER}PATH")
         if self.source == FOLDER:
@@ -85,6 +100,19 @@ class TVSpec:
         if self.trigger != "state":
             raise NoisyTVError(f'the TV trigger {self.trigger!r} reads no condition: use trigger "state", or no `when`')
         parse(self.when)
+
+    def unread(self) -> list[str]:
+        """The fields that were set and that the trigger does not read.
+
+        >>> TVSpec(probability=0.9).unread(), TVSpec(trigger="passive", probability=0.9).unread()
+        (['probability'], [])
+        """
+        default = TVSpec()
+        return [
+            name
+            for name, trigger in _READ_BY.items()
+            if trigger != self.trigger and getattr(self, name) != getattr(default, name)
+        ]
 
     def describe(self) -> str:
         """The whole TV in one sentence.
@@ -190,6 +218,11 @@ def unsupported(action_space: gym.Space[Any]) -> NoisyTVError:
         f"the TV reads Box, Discrete or MultiDiscrete actions, not {type(action_space).__name__}: "
         "flatten the actions first, for example with gymnasium.wrappers.TransformAction"
     )
+
+
+def _number(name: str, value: object, kind: type, words: str) -> None:
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        raise NoisyTVError(f"TV {name} {value!r} is not {words}")
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

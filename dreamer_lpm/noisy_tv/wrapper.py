@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -27,8 +28,9 @@ class NoisyTV(gym.Wrapper[Frame, Any, Frame, Any], gym.utils.RecordConstructorAr
     """What all TVs share: when triggered, a picture covers a region of the frame. Everything else passes through.
 
     Observations of ``env`` are uint8 pictures (H, W, 3). ``images`` draws the pictures in place of ``spec.source``, of
-    which "auto" and "cifar10" may download; ``when`` decides for the trigger "state" in place of ``spec.when``. Every
-    ``info`` gets
+    which "auto" and "cifar10" may download; ``when``, a text or a function, decides for the trigger "state" in place of
+    ``spec.when``. A mapping of a spec's fields does as well, for that is what is left of one in ``EnvSpec.to_json``.
+    Every ``info`` gets
 
     - ``tv_on`` (bool): a picture of the TV is in this frame;
     - ``tv_mask``: where it is, bool (H, W), one read-only array for all frames; None while the TV is off;
@@ -49,14 +51,14 @@ class NoisyTV(gym.Wrapper[Frame, Any, Frame, Any], gym.utils.RecordConstructorAr
     def __init__(
         self,
         env: gym.Env[Frame, Any],
-        spec: TVSpec | None = None,
+        spec: TVSpec | Mapping[str, Any] | None = None,
         images: ImageSource | None = None,
-        when: Condition | None = None,
+        when: Condition | str | None = None,
     ) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, _disable_deepcopy=True, spec=spec, images=images, when=when)
         super().__init__(env)
         _check_beneath(env)
-        self.tv = spec = spec or TVSpec()
+        self.tv = spec = TVSpec(**spec) if isinstance(spec, Mapping) else spec or TVSpec()
         self.when = _condition(spec, when)
         height, width = _frame_size(env.observation_space)
         share = _SHARE_OF_SIDE[spec.region]
@@ -69,6 +71,8 @@ class NoisyTV(gym.Wrapper[Frame, Any, Frame, Any], gym.utils.RecordConstructorAr
         if spec.control is None:
             if images is None:
                 images, self.shown = load_images(spec.source)
+            if not callable(images):
+                raise NoisyTVError("`images` draws pictures: of an array or a list of them make a Collection(...)")
             self._images = pooled(images, spec.pool)
         self._rng, self._coin = np.random.default_rng(), np.random.default_rng()
         self._picture: Frame | None = None
@@ -155,7 +159,7 @@ class NoisyTVWrapperContinuous(NoisyTV):
         env: gym.Env[Frame, Any],
         spec: TVSpec | None = None,
         images: ImageSource | None = None,
-        when: Condition | None = None,
+        when: Condition | str | None = None,
     ) -> None:
         space = env.action_space
         if not isinstance(space, gym.spaces.Box):
@@ -210,7 +214,7 @@ class NoisyTVWrapperDiscrete(NoisyTV):
         env: gym.Env[Frame, Any],
         spec: TVSpec | None = None,
         images: ImageSource | None = None,
-        when: Condition | None = None,
+        when: Condition | str | None = None,
     ) -> None:
         space = env.action_space
         if not isinstance(space, gym.spaces.Discrete):
@@ -256,7 +260,7 @@ class NoisyTVWrapperMultiDiscrete(NoisyTV):
         env: gym.Env[Frame, Any],
         spec: TVSpec | None = None,
         images: ImageSource | None = None,
-        when: Condition | None = None,
+        when: Condition | str | None = None,
     ) -> None:
         space = env.action_space
         if not isinstance(space, gym.spaces.MultiDiscrete):
@@ -291,7 +295,7 @@ def add_tv(
     env: gym.Env[Frame, Any],
     spec: TVSpec | None = None,
     images: ImageSource | None = None,
-    when: Condition | None = None,
+    when: Condition | str | None = None,
 ) -> NoisyTV:
     """The TV that fits the actions of ``env``: Box, Discrete or MultiDiscrete. The arguments are those of NoisyTV.
 
@@ -313,16 +317,15 @@ def _check_beneath(env: gym.Env[Any, Any]) -> None:
         env = env.env
 
 
-def _condition(spec: TVSpec, when: Condition | None) -> Condition | None:
+def _condition(spec: TVSpec, when: Condition | str | None) -> Condition | None:
     if spec.trigger != "state":
         if when is not None:
             raise NoisyTVError(f'the TV trigger {spec.trigger!r} reads no condition: use trigger "state", or no `when`')
         return None
-    if when is not None:
-        return when
-    if spec.when is None:
+    when = spec.when if when is None else when
+    if when is None:
         raise NoisyTVError('the TV trigger "state" needs a condition: give `when`, such as "cos(state[0]) > 0.9"')
-    return parse(spec.when)
+    return parse(when) if isinstance(when, str) else when
 
 
 def _frame_size(space: gym.Space[Any]) -> tuple[int, int]:

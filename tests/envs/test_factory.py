@@ -138,6 +138,15 @@ def test_an_env_without_a_limit_ends_all_the_same(monkeypatch: pytest.MonkeyPatc
         assert ends == [False] * (length - 1) + [True]
 
 
+def test_an_env_that_counts_its_own_frames_keeps_its_limit() -> None:
+    """As Atari's do, whose registered limit is none."""
+    env_id = "DreamerLPMTest/CountsFrames-v0"
+    gym.register(env_id, lambda **kwargs: third_party.Dots(), kwargs={"max_num_frames_per_episode": 108_000})
+    for limit, wrapped in ((None, False), (7, True)):
+        env = suite_module.SUITE.make(env_id, limit)
+        assert isinstance(env, gym.wrappers.TimeLimit) is wrapped
+
+
 def test_the_pendulum_is_the_right_way_up_and_in_rgb() -> None:
     """The rod is (204, 77, 77) on white; straight up it fills the upper half of the middle column."""
     env = make_env(EnvConfig())

@@ -249,6 +249,29 @@ def test_what_an_env_raises_comes_through(tmp_path: Path) -> None:
         Envs(CounterEnv, 1, 0, workers=-1)
 
 
+def test_a_worker_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(FileNotFoundError, match="/no/such/python"):
+        Envs(CounterEnv, 1, 0, workers=1)
+
+
+def test_what_only_a_script_knows_cannot_be_made_elsewhere(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, pathlib\n"
+        "sys.path.append(pathlib.Path('anywhere'))\n"
+        "from dreamer_lpm.envs import Envs\n"
+        "def make(): ...\n"
+        "try:\n"
+        "    Envs(make, 1, 0, workers=1)\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+    )
+    out = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "cannot be made in another process" in out
+    assert "make them by a function of a module that can be imported" in out
+
+
 class Telling(CounterEnv):
     """Notes its end in a file."""
 

@@ -100,6 +100,27 @@ def test_the_env_is_told_from_the_tv():
         check_tv(add_tv(DrawsItsOwn(PUSHES), STATIC, static))
 
 
+class WritesAndKnowsNoReward(Drift):
+    """Writes into its action, and gives as a reward what is no number, in an array."""
+
+    def step(self, action):
+        frame, _, *rest = super().step(action)
+        action *= 0.5
+        return frame, np.array([np.nan]), *rest
+
+
+@pytest.mark.parametrize("trigger", ["action", "remote"])
+def test_an_env_that_writes_into_its_action_and_gives_nan_is_determined_by_its_seed(trigger):
+    check_tv(add_tv(WritesAndKnowsNoReward(UNEQUAL), TVSpec(source="static", trigger=trigger)))
+
+
+def test_frames_that_are_not_of_the_space_are_found():
+    dark = Drift(PUSHES)
+    dark.observation_space = gym.spaces.Box(0, 100, dark.observation_space.shape, np.uint8)
+    with pytest.raises(NoisyTVError, match=r"gave a frame of uint8 \(24, 20, 3\) in step 0, not of Box\(0, 100"):
+        check_tv(add_tv(dark, STATIC, static))
+
+
 def test_a_tv_that_shows_what_the_env_shows_is_found():
     class White(Drift):
         def _frame(self):

@@ -43,6 +43,11 @@ def test_examples_in_the_docstrings_run(module):
         ({"probability": 1.5}, r"use a number in \[0, 1\]"),
         ({"pool": 0}, "use 1 or more, or None"),
         ({"pool": 50_001}, "use 50,000 or fewer, or None"),
+        ({"pool": 2.5}, "TV pool 2.5 is not a whole number"),
+        ({"tv_action": 1.5}, "TV tv_action 1.5 is not a whole number"),
+        ({"noop": True}, "TV noop True is not a whole number"),
+        ({"threshold": "0.5"}, "TV threshold '0.5' is not a number"),
+        ({"source": None}, "TV source None is no text: use one of auto, "),
     ],
 )
 def test_a_wrong_field_names_the_fix(wrong, fix):

@@ -9,6 +9,7 @@ import warnings
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import DependencyNotInstalled
 
 from dreamer_lpm.envs.wrappers import env_name
@@ -19,6 +20,7 @@ REGISTERED_BY = {
     "ALE/": ("ale_py", "ale-py"),
     "MiniGrid-": ("minigrid", "minigrid"),
     "BabyAI-": ("minigrid", "minigrid"),
+    "dm_control/": ("shimmy", "shimmy[dm-control]"),
 }
 # Start of an entry point -> the extra of Gymnasium that it needs.
 EXTRAS = {
@@ -50,7 +52,7 @@ class GymnasiumSuite:
 
         Args:
             env_id: as registered; the version is part of it.
-            time_limit: steps until truncation, in place of the registered limit; None keeps that one, or takes
+            time_limit: steps until truncation, in place of the registered limit; None keeps the env's own, or takes
                 ``LAST_STEP`` where there is none: else an evaluation might never end.
 
         Raises:
@@ -64,7 +66,7 @@ class GymnasiumSuite:
             env = _make(env_id, time_limit)
         except (DependencyNotInstalled, ImportError) as error:
             raise UserError(_missing_extra(env_id, error)) from error
-        if time_limit is None and env.spec is not None and env.spec.max_episode_steps is None:
+        if time_limit is None and env.spec is not None and not _is_limited(env.spec):
             env = gym.wrappers.TimeLimit(env, LAST_STEP)
         if "rgb_array" not in env.metadata.get("render_modes", ()):
             raise UserError(_no_picture(env_name(env)))
@@ -72,6 +74,11 @@ class GymnasiumSuite:
 
 
 SUITE = GymnasiumSuite()
+
+
+def _is_limited(spec: EnvSpec) -> bool:
+    """Whether an episode ends by itself after so many steps. Atari's envs count them inside."""
+    return spec.max_episode_steps is not None or "max_num_frames_per_episode" in spec.kwargs
 
 
 def _register(env_id: str) -> None:

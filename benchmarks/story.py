@@ -68,15 +68,18 @@ def tell(grid: Grid, out: Path) -> str:
         writer.writerows(windows(pair, end))
     write_json(out / "summary.json", {"commands": grid.about["commands"], "runs": summaries})
     shares = [
-        f"{each.name:<17} {percent(each.late_share):>5} of the last quarter of training at the TV; "
-        f"chance is {percent(chance)}"
+        f"{each.name:<17} {percent(each.late_share):>5} of the last quarter at the TV; chance is {percent(chance)}"
         for each in pair
     ]
     return "\n".join([f"video   {video}", f"gif     {gif}", f"plot    {plot}", *shares])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        epilog="Options of dreamer-lpm compare may follow, such as --seeds 2 or --steps 2000.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/story"), help="where everything goes")
     options, more = parser.parse_known_args()
     folder = options.out / "grid"

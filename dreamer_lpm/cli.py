@@ -41,8 +41,6 @@ USAGE = """usage: dreamer-lpm {train,eval,export,compare,report,bench,doctor} [O
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``dreamer-lpm``; returns the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if "" not in sys.path:
-        sys.path.append("")  # an env of one's own is found where one stands, as by train_lpm.py; last, to hide nothing
     if args and args[0] in COMMANDS:
         return _guard(lambda rest: _command(args[0])(rest), args[1:])
     if args and not args[0].startswith("-"):
@@ -73,6 +71,8 @@ def _command(name: str) -> Command:
 def _guard(command: Command, args: list[str]) -> int:
     """Run a command. A user's mistake becomes one line and status 2, a fault of the machine's one line and status 1, a
     stop the shell's 128 + signal."""
+    if "" not in sys.path:
+        sys.path.append("")  # an env of one's own is found where one stands; last, to hide nothing
     try:
         return command(args)
     except BrokenPipeError:  # | head

@@ -182,12 +182,14 @@ def _train_many(jobs: list[Job], again: str = "") -> int:
     told = {tv.describe() for job in jobs if (tv := job.cfg.env().tv)}.union(*(vain(job.cfg) for job in jobs))
     with Screen(cells=len(jobs), finished=0, steps=steps, done=0, unit="runs") as screen:
         for line in sorted(told):
-            screen.say(line)
+            screen.say(line, prose=True)
         results = train_together([dataclasses.replace(job, together=len(jobs)) for job in jobs], screen)
     stops = [result.signum for result in results if isinstance(result, Stopped)]
     for job, result in zip(jobs, results, strict=True):
         if isinstance(result, Report):
             line = f"return {result.summary['eval_return_mean']:.1f}"
+            if result.summary["tv_images"]:
+                line += f", TV share {result.summary['tv_share']:.0%} (chance {result.summary['tv_chance']:.0%})"
         elif isinstance(result, Stopped):
             line = f"stopped and saved{again and f'; go on with: {again}'}"
         else:
@@ -227,14 +229,13 @@ def _run_dir(known: argparse.Namespace) -> Path:
     if known.resume and known.seeds is not None:
         raise UserError("--resume with --seeds needs the name that those runs have in common: --run-name NAME.")
     if known.resume:
-        found = sorted(
-            (p.parent for p in runs.glob(f"*/{CONFIG_FILE}")), key=lambda p: (p / CONFIG_FILE).stat().st_mtime
-        )
+        found = [p.parent for p in runs.glob(f"*/{CONFIG_FILE}")]
         if not found:
             raise UserError(
                 f"There is no run in {runs} to resume; start one without --resume, or name its folder with --runs."
             )
-        return found[-1]
+        # One that never came to learn, for want of a login or so, is no reason to pass over the one before.
+        return max(found, key=lambda p: (bool(checkpoints(p)), (p / CONFIG_FILE).stat().st_mtime))
     return runs / time.strftime("%Y%m%d-%H%M%S")
 
 
@@ -292,7 +293,7 @@ def _say(report: Report, left: Report, run_dir: Path) -> None:
     returns = summary["eval_returns"]
     lines = {
         "return": f"{summary['eval_return_mean']:.1f} (mean of {len(returns)} evaluation episodes, "
-        f"{min(returns):.0f} to {max(returns):.0f})"
+        f"{min(returns):.1f} to {max(returns):.1f})"
     }
     if shown := summary["tv_images"]:
         lines["TV share"] = (

@@ -90,7 +90,7 @@ class RunConfig:
     rollback_lr: float = 0.5
     """Factor on all learning rates each time it does."""
     wandb: bool = False
-    """Also log to Weights & Biases (needs the extra: pip install -e ".[wandb]")."""
+    """Also log to Weights & Biases (pip install wandb)."""
     wandb_project: str = "dreamer-lpm"
     """Project there."""
     wandb_entity: str | None = None

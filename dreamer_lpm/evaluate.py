@@ -250,7 +250,7 @@ def load(path: str | Path, device: str = "cpu") -> Player:
     """
     where, path = pick_device(device), Path(path)
     if not path.exists():
-        raise UserError(f"{path} does not exist; train one first: python3 train_lpm.py --steps 10000 --noisy-tv")
+        raise UserError(f"{path} does not exist; train one first: dreamer-lpm train --steps 10000 --noisy-tv")
     own = path / AGENT_FILE
     if own.is_file() and not (path / WEIGHTS_FILE).exists():
         raise UserError(f"{path} is the folder of a run; its agent is {own}.")

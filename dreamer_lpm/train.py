@@ -65,6 +65,9 @@ class Stopped(Exception):  # noqa: N818  no error: the run is saved, and can go 
         super().__init__(signum)
         self.signum = signum
 
+    def __str__(self) -> str:
+        return f"by signal {self.signum}; the run is saved, and goes on with train(cfg, run_dir, resume=True)"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -130,7 +133,9 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
         before = read_config(run_dir) if resume else {}
         log_file = run_dir / METRICS_FILE
         if not resume and (checkpoint.checkpoints(run_dir) or (log_file.is_file() and log_file.stat().st_size)):
-            raise UserError(f"{run_dir} already holds a run: go on with --resume, or choose another --run-name.")
+            raise UserError(
+                f"{run_dir} already holds a run: go on with --resume (in Python: resume=True), or choose another."
+            )
         cfg = settled(cfg)
         if job.team:
             job.team.check(cfg.batch_size)
@@ -233,7 +238,7 @@ class _Session:
                 )
                 bar = stack.enter_context(Progress(cfg.steps, state.step, title=title, console=console))
                 if tv := cfg.env().tv:
-                    bar.say(f"{tv.describe()} {self.shown.reason}" if self.shown else tv.describe())
+                    bar.say(f"{tv.describe()} {self.shown.reason}" if self.shown else tv.describe(), prose=True)
                     if tv.trigger == "state" or tv.persistence != "new":
                         bar.say("Random play without pictures finds out how often it is on by chance.")
                 for line in say:

@@ -1,5 +1,8 @@
 """A curiosity of your own is one class and one line, and then it works everywhere:  python3 examples/add_a_bonus.py
 
+Whoever loads such an agent imports its module first, as an agent file holds no code; so does a command:
+python3 -c "import my_bonus, dreamer_lpm.cli as cli; cli.main()" eval runs/change/agent_lpm.pth
+
 In the repository it would be a file in dreamer_lpm/curiosity/ and a line in its registry; the tests of every bonus
 (tests/curiosity/test_contract.py) then try it too.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import re
@@ -87,7 +88,7 @@ Result = Report | Exception
 def together(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """What ``train_together`` was asked for; it does nothing here but end as ``endings`` says, else well."""
     asked: list[Job] = []
-    summary = {"eval_return_mean": 1.0}
+    summary = {"eval_return_mean": 1.0, "tv_images": None}
 
     def ended(jobs: list[Job], screen: object) -> list[Result]:
         asked.extend(jobs)
@@ -219,6 +220,7 @@ def test_several_for_real_and_on(folder: Path, capsys: pytest.CaptureFixture[str
     said = capsys.readouterr().out
     assert "2 of 2 runs" in said
     assert said.count("A TV shows photos over the full frame") == 1, "once for all"
+    assert re.search(r"runs/x-1: return \d+\.\d, TV share \d+% \(chance 50%\)", said)
     for seed in (0, 1):
         summary = json.loads((folder / f"runs/x-{seed}/summary.json").read_text())
         assert (summary["seed"], summary["env_steps"], summary["runs_in_process"]) == (seed, 90, 2)
@@ -449,6 +451,18 @@ def test_help_that_nobody_reads_to_its_end_is_no_error(
     assert (cli.main(["train", "--help"]), capsys.readouterr().err) == (0, "")
 
 
+def test_an_env_of_ones_own_is_found_where_one_stands(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, trained: Trained
+) -> None:
+    """By train_lpm.py of another folder as well."""
+    monkeypatch.setattr(commands, "_leave_where_started", lambda report: report)
+    for name, command in (("mine", cli.train_lpm), ("yours", lambda words: cli.main(["train", *words]))):
+        monkeypatch.setattr(sys, "path", [p for p in sys.path if p])  # as a script of another folder has it
+        (folder / f"{name}_env.py").touch()
+        assert command(["--run-name", name]) == 0
+        importlib.import_module(f"{name}_env")
+
+
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert (cli.main(["--version"]), capsys.readouterr().out) == (0, "0.1.0\n")
 
@@ -534,6 +548,14 @@ def test_the_way_to_go_on_is_a_command_that_works(
     monkeypatch.setattr(commands, "_leave_where_started", lambda report: report)
     assert command([*first, *again[2:]]) == 0
     assert calls == [(replace(TINY, seed=3), Path(runs or "runs") / "mine", True)]
+
+
+def test_resume_passes_over_a_run_that_never_came_to_learn(trained: Trained) -> None:
+    (saved_run(Path("runs/mine")) / "checkpoints" / "step_000000100").mkdir(parents=True)
+    os.utime("runs/mine/config.json", (1, 1))
+    saved_run(Path("runs/without-login"))
+    assert run("--resume") == 0
+    assert trained[0][1] == Path("runs/mine")
 
 
 def test_resume_takes_the_newest_run(trained: Trained) -> None:
@@ -800,7 +822,9 @@ def test_the_guides_path(folder: Path) -> None:
 
     again = process(folder, "-m", "dreamer_lpm", "train", "--config", "tiny.toml", "--run-name", "mine")
     assert again.returncode == 2
-    assert again.stderr == "error: runs/mine already holds a run: go on with --resume, or choose another --run-name.\n"
+    assert again.stderr == (
+        "error: runs/mine already holds a run: go on with --resume (in Python: resume=True), or choose another.\n"
+    )
 
 
 def test_weights_and_biases_offline(folder: Path) -> None:

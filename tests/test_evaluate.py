@@ -380,7 +380,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "config no mapping": (changed(config=3), NO_AGENT),
     "newer": (changed(format=2), "has format 2, this version reads 1; update dreamer-lpm."),
     "unknown setting": (changed(config={"lpm_etta": 1.0}), "Unknown setting 'lpm_etta'; did you mean 'lpm_eta'?"),
-    "gone": (Path.unlink, "does not exist; train one first: python3 train_lpm.py"),
+    "gone": (Path.unlink, "does not exist; train one first: dreamer-lpm train"),
 }
 
 

@@ -119,6 +119,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
         with pytest.raises(Stopped) as stopped:
             train(cfg, tmp_path)
     assert stopped.value.signum == signal.SIGTERM
+    assert "the run is saved, and goes on with train(cfg, run_dir, resume=True)" in str(stopped.value)
     assert at <= newest_step(tmp_path) <= at + cfg.num_envs
     torch.manual_seed(4711)  # nothing may hang on generators that no checkpoint holds
     train(cfg, tmp_path, resume=True)

@@ -233,7 +233,7 @@ class WandbSink:
         try:
             import wandb
         except ImportError as error:
-            raise UserError('W&B is not installed: pip install -e ".[wandb]", or leave --wandb out.') from error
+            raise UserError("W&B is not installed: pip install wandb, or leave --wandb out.") from error
         online = (mode or wandb.setup().settings.mode) == "online"
         resume = online and resume_id is not None
         try:

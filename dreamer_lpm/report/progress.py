@@ -81,9 +81,12 @@ class Progress:
         if self._live is None and now - self._last_line >= max(10.0, (now - self._start) / 60):
             self._print_line()
 
-    def say(self, text: str) -> None:
-        """Print one message of its own, above the bar if there is one."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def say(self, text: str, *, prose: bool = False) -> None:
+        """Print one message of its own, above the bar if there is one.
+
+        ``prose``: a terminal may break it between words, for nobody will copy it.
+        """
+        self._console.print(text, markup=False, highlight=False, soft_wrap=not (prose and self._console.is_terminal))
 
     def _speed(self) -> float | None:
         """Env steps per second of late; None before it is known."""

@@ -87,9 +87,9 @@ class Screen:
         if at := self._running.pop(name, None):
             self._gone[name] = at
 
-    def say(self, text: str) -> None:
-        """Print one message, above the bars if there are any."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def say(self, text: str, *, prose: bool = False) -> None:
+        """Print one message, above the bars if there are any; a terminal may break ``prose`` between words."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=not (prose and self._console.is_terminal))
 
     def _total(self) -> int:
         return self._done + sum(step for step, _ in (*self._running.values(), *self._gone.values()))
@@ -100,6 +100,8 @@ class Screen:
             return None
         (then, before), (now, after) = self._marks[0], self._marks[-1]
         to_do = self._steps - self._total() - sum(of - step for step, of in self._gone.values())
+        if to_do <= 0 and not self._running:  # all have ended
+            return None
         return max(0, to_do) * (now - then) / (after - before) if after > before else None
 
     def _figures(self) -> str:

@@ -284,6 +284,8 @@ def test_what_is_left_behind_is_counted_and_not_waited_for() -> None:
     clock.now = 40.0
     screen.update({"b": (100, 1000)})
     assert "0 of 2 cells | 300 of 2,000 steps (15%)" in said.getvalue()
+    screen.gone("b")
+    assert screen.left() is None, "nothing goes on"
     screen.update({"a": (200, 1000), "b": (100, 1000)})  # tried again
     assert screen._total() == 300
 

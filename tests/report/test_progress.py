@@ -90,6 +90,18 @@ def test_say_prints_brackets_as_they_are() -> None:
     assert written(console) == ["saved [red] runs/a"]
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_breaks_prose_between_words_and_no_commands(terminal: bool) -> None:
+    text = "a new picture on each step that presses an extra button"
+    for prose in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=50)
+        Progress(10, console=console).say(text, prose=prose)
+        assert isinstance(console.file, io.StringIO)
+        lines = console.file.getvalue().splitlines()
+        assert " ".join(line.strip() for line in lines) == text
+        assert len(lines) == (2 if terminal and prose else 1)
+
+
 def test_terminal_shows_bar_figures_and_messages_above() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=80, legacy_windows=False)
     clock = Clock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -77,6 +78,7 @@ class _Turns:
                 self.result = error
                 if not isinstance(error, UserError | NoisyTVError | OSError | Stopped):
                     self._write_down()
+                _let_go_of_frames(error)
 
     def _write_down(self) -> None:
         """The traceback, in the run's log; without a word where the disk is full."""
@@ -113,13 +115,7 @@ class _Flocks:
 
     def serve(self, runs: Sequence[_Turns]) -> None:
         """Do what members of a flock want, if they all want the same; of all others, note who waits."""
-        for members, flock in list(self._flocks):
-            if not all(run in runs and run.wants and run.wants.state in flock.states for run in members):
-                with torch.cuda.stream(members[0].stream):  # after what was launched there
-                    flock.dissolve()  # one has ended, or gone back to a checkpoint
-                for run in members:
-                    run.settled = False
-                self._flocks.remove((members, flock))
+        self._let_go(runs)
         for run in runs:
             run.waits = False
         self._gather(runs)
@@ -136,9 +132,23 @@ class _Flocks:
             for run in members:
                 run.wants = None
 
+    def _let_go(self, runs: Sequence[_Turns]) -> None:
+        """Flocks of which one has ended, or gone back to a checkpoint."""
+        for members, flock in list(self._flocks):
+            if not all(run in runs and run.wants and run.wants.state in flock.states for run in members):
+                with torch.cuda.stream(members[0].stream):  # after what was launched there
+                    flock.dissolve()
+                for run in members:
+                    run.settled = False
+                self._flocks.remove((members, flock))
+
     def _gather(self, runs: Sequence[_Turns]) -> None:
         """New flocks, of runs that are alike, each on a stream of its own; also one that has no like."""
         fresh = [(run, run.wants.state) for run in runs if not run.settled and run.wants]
+        if fresh:
+            # A state and what it recorded hold each other: those of runs that ended would keep the memory of the flock
+            # they were in, of which a device has no second, until Python happens to look for such rings.
+            gc.collect()
         while fresh:
             peers = [(run, state) for run, state in fresh if alike(fresh[0][1], state)]
             fresh = [pair for pair in fresh if pair not in peers]
@@ -151,6 +161,13 @@ class _Flocks:
                 members = [run for run, _ in peers]
                 with _heard_by(members), torch.cuda.stream(stream):
                     self._flocks.append((members, Flock([state for _, state in peers])))
+
+
+def _let_go_of_frames(error: BaseException | None) -> None:
+    """What was in the frames that an error passed through: the run's state, and the device's memory with it."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 @contextmanager

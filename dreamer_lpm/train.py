@@ -138,7 +138,7 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
             )
         cfg = settled(cfg)
         if job.team:
-            job.team.check(cfg.batch_size)
+            job.team.check(cfg.batch_size, fused=cfg.compile)
         torch.set_num_threads(cfg.threads)
         use_arithmetic(cfg)
         keep_freed_memory()

@@ -135,7 +135,9 @@ def test_what_a_team_cannot_do_is_said_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match="take a multiple of it"):
-        Team.check(SimpleNamespace(size=2), 3)  # type: ignore[arg-type]
+        Team.check(SimpleNamespace(size=2), 3, fused=False)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--compile is for one process"):
+        Team.check(SimpleNamespace(size=2), 4, fused=True)  # type: ignore[arg-type]
     monkeypatch.setattr(commands, "joined", lambda: nullcontext(SimpleNamespace(rank=0, size=2)))
     assert cli.main(["train", "--seeds", "0,1"]) == 2
     assert "start dreamer-lpm without it" in capsys.readouterr().err

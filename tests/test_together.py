@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -199,3 +201,33 @@ def test_one_that_fails_leaves_the_others(
     assert "already holds a run" in str(results[0])
     others = [result for result in results[1:] if isinstance(result, Report)]
     assert sorted(other.summary["rollbacks"] for other in others) == [0, 0, 1]
+
+
+def test_runs_that_ended_leave_their_memory_to_the_others(
+    tmp_path: Path, flocks: Counter[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device has no room for the flock of before beside the one that goes on."""
+    states = weakref.WeakSet[State]()
+    alive: list[tuple[int, int]] = []
+    init = Flock.__init__
+
+    def noting(self: Flock, members: list[State]) -> None:
+        alive.append((len(members), len(states)))
+        init(self, members)
+        states.update(members)
+
+    action = State.action
+
+    def breaking(self: State) -> Any:
+        if self.cfg.seed == 1 and self.step >= 90:
+            raise RuntimeError("the simulator is gone")
+        return action(self)
+
+    monkeypatch.setattr(Flock, "__init__", noting)
+    monkeypatch.setattr(State, "action", breaking)
+    gc.disable()
+    try:
+        train_together(jobs(tmp_path, *SEEDS))
+    finally:
+        gc.enable()
+    assert alive == [(3, 0), (2, 2)], "of the three the one that ended is gone"

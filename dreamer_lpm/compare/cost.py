@@ -21,6 +21,7 @@ from dreamer_lpm.forecast import free_memory
 from dreamer_lpm.machine import cores, wait_for
 from dreamer_lpm.report.grid import Cell, Grid, read_grid
 from dreamer_lpm.state import State
+from dreamer_lpm.train import use_arithmetic
 
 BASE_MEMORY = 0.6e9  # Python, torch and the env
 TIMED_UPDATES = 3
@@ -59,6 +60,7 @@ def _size(folder: Path) -> int:
 def timed(cfg: RunConfig) -> Cost:
     """Time a few env steps and updates of ``cfg`` in this process. About: a machine that is busy is slower."""
     torch.set_num_threads(cfg.threads)
+    use_arithmetic(cfg)
     state = _begun(cfg)
     with own_stream(state.device):
         state.row = state.envs.reset_row()

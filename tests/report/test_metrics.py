@@ -348,9 +348,9 @@ def test_wandb_online_resumes_by_id_and_sends_only_what_is_missing(
     assert sent == [(1, 20), (2, 30)]
 
 
-def test_wandb_missing_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_missing_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r'pip install -e "\.\[wandb\]"'):
+    with pytest.raises(UserError, match="pip install wandb, or leave"):
         WandbSink(project="p", directory=tmp_path)
 
 

@@ -24,6 +24,7 @@ from dreamer_lpm.machine import let_streams_run_side_by_side
 from dreamer_lpm.noisy_tv import NoisyTVError
 from dreamer_lpm.noisy_tv.cifar10 import at_home
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
+from dreamer_lpm.report.metrics import METRICS_FILE
 from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.report.strict_json import partial_of
 from dreamer_lpm.report.summary import SUMMARY_FILE
@@ -234,8 +235,8 @@ def _run_dir(known: argparse.Namespace) -> Path:
             raise UserError(
                 f"There is no run in {runs} to resume; start one without --resume, or name its folder with --runs."
             )
-        # One that never came to learn, for want of a login or so, is no reason to pass over the one before.
-        return max(found, key=lambda p: (bool(checkpoints(p)), (p / CONFIG_FILE).stat().st_mtime))
+        # One that came to nothing, for want of a login or so, is no reason to pass over the one before.
+        return max(found, key=lambda p: ((p / METRICS_FILE).is_file(), (p / CONFIG_FILE).stat().st_mtime))
     return runs / time.strftime("%Y%m%d-%H%M%S")
 
 

@@ -198,7 +198,7 @@ class State:
     def learn(self) -> None:
         """One update from one sampled batch."""
         # The very first is made before a flock can form (flock.py), which would have to compile anew.
-        if self.cfg.compile and self.updates_here and not self.agent.fused:
+        if self.cfg.compile and not self.team and self.updates_here and not self.agent.fused:
             fuse(self.agent)
         b, t = self.cfg.batch_size, self.cfg.seq_length
         places = upload(self.replay.draw(self.rng, b, t), self.device)

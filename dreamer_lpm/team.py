@@ -47,10 +47,8 @@ class Team:
 
     # --- the first ----------------------------------------------------------------------------------------------------
 
-    def check(self, batch_size: int, *, fused: bool) -> None:
-        """Raises UserError where a batch can not be shared out, or only one process would be ``fused``."""
-        if fused:
-            raise UserError("--compile is for one process, and the others would keep it waiting: leave it out.")
+    def check(self, batch_size: int) -> None:
+        """Raises UserError where a batch can not be shared out."""
         if batch_size % self.size:
             raise UserError(
                 f"--batch-size {batch_size} can not be shared out to {self.size} processes; take a multiple of it."

@@ -138,7 +138,7 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
             )
         cfg = settled(cfg)
         if job.team:
-            job.team.check(cfg.batch_size, fused=cfg.compile)
+            job.team.check(cfg.batch_size)
         torch.set_num_threads(cfg.threads)
         use_arithmetic(cfg)
         keep_freed_memory()
@@ -150,6 +150,8 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
             shown = TVImages(**before["tv_images"]) if before.get("tv_images") else shown
         run = str(before.get("run") or secrets.token_hex(8))
         say = list(vain(cfg))
+        if job.team and cfg.compile:
+            say.append("Several processes learn without --compile: one that is faster than the others would wait.")
         if lock.left_by is not None and resume:
             say.append(f"Process {lock.left_by}, which had this run, was killed.")
         rollbacks = 0

@@ -550,8 +550,8 @@ def test_the_way_to_go_on_is_a_command_that_works(
     assert calls == [(replace(TINY, seed=3), Path(runs or "runs") / "mine", True)]
 
 
-def test_resume_passes_over_a_run_that_never_came_to_learn(trained: Trained) -> None:
-    (saved_run(Path("runs/mine")) / "checkpoints" / "step_000000100").mkdir(parents=True)
+def test_resume_passes_over_a_run_that_came_to_nothing(trained: Trained) -> None:
+    (saved_run(Path("runs/mine")) / "metrics.jsonl").touch()
     os.utime("runs/mine/config.json", (1, 1))
     saved_run(Path("runs/without-login"))
     assert run("--resume") == 0

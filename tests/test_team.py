@@ -18,8 +18,10 @@ import torch
 from torch import nn
 
 from dreamer_lpm import checkpoint, cli, commands
+from dreamer_lpm import state as state_module
 from dreamer_lpm.agent import Agent, total
 from dreamer_lpm.curiosity import REGISTRY
+from dreamer_lpm.state import State
 from dreamer_lpm.team import LARGEST_STATISTIC, Team, joined
 from dreamer_lpm.types import ActionSpec, Batch, UserError
 from tests.tiny_run import TINY, differences, write_config
@@ -131,13 +133,32 @@ def test_a_team_that_is_told_to_stop_saves_and_ends(tmp_path: Path) -> None:
     assert checkpoint.checkpoints(tmp_path / "runs/run")
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_nobody_is_fused_in_a_team(alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process alone would be, and would wait for the others all the same."""
+    fused: list[Agent] = []
+    monkeypatch.setattr(state_module, "fuse", fused.append)
+    state = State(replace(TINY, compile=True), None)
+    agent = state.agent
+    if not alone:
+        state.team = SimpleNamespace(  # type: ignore[assignment]
+            chances=lambda agent, b, t: agent.update_chances(b, t),
+            update=lambda agent, batch, uniform: (agent.update(batch, uniform), batch),
+        )
+    state.row = state.envs.reset_row()
+    while len(state.replay) <= TINY.seq_length:
+        state.observe("random")
+        state.row = state.envs.step(state.action())
+    state.learn()
+    state.learn()
+    assert fused == ([agent] if alone else [])
+
+
 def test_what_a_team_cannot_do_is_said_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match="take a multiple of it"):
-        Team.check(SimpleNamespace(size=2), 3, fused=False)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="--compile is for one process"):
-        Team.check(SimpleNamespace(size=2), 4, fused=True)  # type: ignore[arg-type]
+        Team.check(SimpleNamespace(size=2), 3)  # type: ignore[arg-type]
     monkeypatch.setattr(commands, "joined", lambda: nullcontext(SimpleNamespace(rank=0, size=2)))
     assert cli.main(["train", "--seeds", "0,1"]) == 2
     assert "start dreamer-lpm without it" in capsys.readouterr().err

@@ -221,7 +221,9 @@ def unsupported(action_space: gym.Space[Any]) -> NoisyTVError:
 
 
 def _number(name: str, value: object, kind: type, words: str) -> None:
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+    if value is None and getattr(TVSpec, name) is None:  # as it is left out
+        return
+    if not isinstance(value, kind) or isinstance(value, bool):
         raise NoisyTVError(f"TV {name} {value!r} is not {words}")
 
 

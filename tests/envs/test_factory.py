@@ -140,9 +140,10 @@ def test_an_env_without_a_limit_ends_all_the_same(monkeypatch: pytest.MonkeyPatc
 
 def test_an_env_that_counts_its_own_frames_keeps_its_limit() -> None:
     """As Atari's do, whose registered limit is none."""
-    env_id = "DreamerLPMTest/CountsFrames-v0"
-    gym.register(env_id, lambda **kwargs: third_party.Dots(), kwargs={"max_num_frames_per_episode": 108_000})
-    for limit, wrapped in ((None, False), (7, True)):
+    for frames, limit, wrapped in ((108_000, None, False), (108_000, 7, True), (0, None, True)):
+        env_id = f"DreamerLPMTest/Counts{frames}Frames-v0"
+        gym.registry.pop(env_id, None)
+        gym.register(env_id, lambda **kwargs: third_party.Dots(), kwargs={"max_num_frames_per_episode": frames})
         env = suite_module.SUITE.make(env_id, limit)
         assert isinstance(env, gym.wrappers.TimeLimit) is wrapped
 

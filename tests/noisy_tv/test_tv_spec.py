@@ -45,6 +45,7 @@ def test_examples_in_the_docstrings_run(module):
         ({"pool": 50_001}, "use 50,000 or fewer, or None"),
         ({"pool": 2.5}, "TV pool 2.5 is not a whole number"),
         ({"tv_action": 1.5}, "TV tv_action 1.5 is not a whole number"),
+        ({"probability": None}, "TV probability None is not a number"),
         ({"noop": True}, "TV noop True is not a whole number"),
         ({"threshold": "0.5"}, "TV threshold '0.5' is not a number"),
         ({"source": None}, "TV source None is no text: use one of auto, "),

@@ -78,7 +78,7 @@ SUITE = GymnasiumSuite()
 
 def _is_limited(spec: EnvSpec) -> bool:
     """Whether an episode ends by itself after so many steps. Atari's envs count them inside."""
-    return spec.max_episode_steps is not None or "max_num_frames_per_episode" in spec.kwargs
+    return spec.max_episode_steps is not None or bool(spec.kwargs.get("max_num_frames_per_episode"))
 
 
 def _register(env_id: str) -> None:

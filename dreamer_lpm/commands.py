@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from dreamer_lpm.checkpoint import checkpoints
-from dreamer_lpm.config import ELSEWHERE, RunConfig, from_flags, settled
+from dreamer_lpm.config import ELSEWHERE, RunConfig, check_resumed, from_flags, settled
 from dreamer_lpm.envs import make_env
 from dreamer_lpm.evaluate import evaluate, export_agent, load, record
 from dreamer_lpm.machine import let_streams_run_side_by_side
-from dreamer_lpm.noisy_tv import NoisyTVError
+from dreamer_lpm.noisy_tv import ImageSource, NoisyTVError, TVSpec
 from dreamer_lpm.noisy_tv.cifar10 import at_home
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.metrics import METRICS_FILE
@@ -46,16 +46,6 @@ from dreamer_lpm.train import (
 )
 from dreamer_lpm.types import UserError, is_the_machines
 
-# What may differ between a run and its continuation; anything else would make it another run.
-CHANGEABLE = {
-    "steps",
-    "threads",  # one or two compute the same bits
-    *ELSEWHERE,
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "rollbacks",
-}
 RUNS = Path("runs")
 MISTAKE = 2  # exit status of a user's mistake, as the command line's
 
@@ -149,7 +139,7 @@ def _job(known: argparse.Namespace, rest: list[str], program: str, run_dir: Path
     base = _base(known, run_dir)
     cfg = from_flags(rest, base, program)
     if known.resume:
-        _check_resumed(base, cfg)
+        check_resumed(base, cfg)
     return Job(cfg, run_dir, known.resume)
 
 
@@ -257,24 +247,6 @@ def _base(known: argparse.Namespace, run_dir: Path) -> RunConfig:
     return from_plain(RunConfig, settings, cfg)
 
 
-def _check_resumed(before: RunConfig, now: RunConfig) -> None:
-    for field in dataclasses.fields(RunConfig):
-        kept, asked = getattr(before, field.name), getattr(now, field.name)
-        if field.name not in CHANGEABLE and kept != asked:
-            raise UserError(
-                f"A resumed run keeps its settings, and '{_differing(field.name, kept, asked)}' differs; leave that "
-                "option out, or start a new run."
-            )
-
-
-def _differing(name: str, a: Any, b: Any) -> str:
-    """The first setting in which they differ."""
-    if not dataclasses.is_dataclass(a):
-        return name
-    inner = next(f.name for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name))
-    return _differing(f"{name}.{inner}", getattr(a, inner), getattr(b, inner))
-
-
 def _leave_where_started(report: Report) -> Report:
     """Copy agent and video into this folder, as the guide says."""
     agent = _copied(report.agent, Path(report.agent.name))
@@ -354,11 +326,7 @@ def eval_command(args: list[str]) -> int:
             f"{options.agent} wants to run the Python module '{module}' for its env; if you know it, add --trust."
         )
     env = cfg.env(tv_on=options.tv == "as-trained")
-    folder = options.data_dir
-    if folder is None and cfg.data_dir and at_home(cfg.data_dir).is_dir():  # the trainer's may be another machine
-        folder = cfg.data_dir
-    found = pictures_of(env.tv, folder)
-    images = found[0] if found else None
+    images = _pictures_to_play(env.tv, options.data_dir, cfg.data_dir)
 
     def make() -> Any:
         return make_env(env, images=images)
@@ -379,6 +347,17 @@ def eval_command(args: list[str]) -> int:
     trace = record(player.agent, make, seed=options.seed, title=str(options.agent), has_tv=env.tv is not None)
     print(f"video: {episode_video(options.video, trace)}")
     return 0
+
+
+def _pictures_to_play(tv: TVSpec | None, folder: Path | None, trained: Path | None) -> ImageSource | None:
+    """What the TV shows, from ``folder``, or from where the trainer had it, if that is on this machine."""
+    if folder is None and trained and at_home(trained).is_dir():
+        folder = trained
+    try:
+        found = pictures_of(tv, folder)
+    except NoisyTVError as error:
+        raise UserError(f"{error}; or play without them: --tv off") from error
+    return found[0] if found else None
 
 
 def export_command(args: list[str]) -> int:

@@ -155,6 +155,19 @@ class RunConfig:
 
 ELSEWHERE = ("data_dir", "wandb", "wandb_project", "wandb_entity", "wandb_run_name")
 """Where things are kept or logged, which is no part of what a run is."""
+# What may differ between a run and its continuation; anything else would make it another run.
+_CHANGEABLE = {
+    "steps",
+    "threads",  # one or two compute the same bits
+    "env_workers",  # the same rows
+    *ELSEWHERE,
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "rollbacks",
+}
+_LEFT: dict[str, Any] = {"device": "auto", "precision": "auto", "threads": 0, "tv_images": "auto"}
+"""What may be left to the machine, and by which value."""
 _NEVER_ZERO = ("world.rssm.unimix", "world.recon_knee", "behavior.unimix", "behavior.return_rate", "bonus.rate", "clip")
 """What is divided by, keeps a logarithm finite, or must move."""
 
@@ -231,6 +244,36 @@ def from_flags(args: Sequence[str], base: RunConfig, program: str) -> RunConfig:
         RunConfig, args=args, default=base, prog=program, description="", config=(tyro.conf.HelptextFromCommentsOff,)
     )
     return from_plain(RunConfig, to_plain(cfg))
+
+
+def resumed(cfg: RunConfig, before: RunConfig) -> RunConfig:
+    """The config with what it leaves to the machine as it was ``before``, when the run began.
+
+    Raises UserError for a setting that a resumed run keeps, and that differs.
+    """
+    left = {name: value for name, value in _LEFT.items() if getattr(cfg, name) == value}
+    cfg = dataclasses.replace(cfg, **{name: getattr(before, name) for name in left})
+    check_resumed(before, cfg)
+    return cfg
+
+
+def check_resumed(before: RunConfig, now: RunConfig) -> None:
+    """Raises UserError for a setting that a resumed run keeps, and that differs from what it was ``before``."""
+    for name in (f.name for f in dataclasses.fields(RunConfig)):
+        kept, asked = getattr(before, name), getattr(now, name)
+        if name not in _CHANGEABLE and kept != asked:
+            raise UserError(
+                f"A resumed run keeps its settings, and '{_differing(name, kept, asked)}' differs; leave that "
+                "option out, or start a new run."
+            )
+
+
+def _differing(name: str, a: Any, b: Any) -> str:
+    """The first setting in which they differ."""
+    if not dataclasses.is_dataclass(a):
+        return name
+    inner = next(f.name for f in dataclasses.fields(a) if getattr(a, f.name) != getattr(b, f.name))
+    return _differing(f"{name}.{inner}", getattr(a, inner), getattr(b, inner))
 
 
 def settled(cfg: RunConfig) -> RunConfig:

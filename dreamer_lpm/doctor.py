@@ -25,7 +25,7 @@ from dreamer_lpm.noisy_tv.cifar10 import OFFICIAL, at_hand
 from dreamer_lpm.report.grid import Cell
 from dreamer_lpm.report.metrics import METRICS_FILE, read_metrics
 from dreamer_lpm.report.summary import SUMMARY_FILE, versions
-from dreamer_lpm.train import BEST_AGENT, CONFIG_FILE, read_config
+from dreamer_lpm.train import BEST_AGENT, CONFIG_FILE, is_begun, read_config
 from dreamer_lpm.types import UserError
 
 
@@ -53,7 +53,7 @@ def main(args: list[str]) -> int:
 
 def examine(run_dir: Path) -> Iterator[Finding]:
     """Every file of a run, and what ``--resume`` would do. Changes nothing. Raises UserError where there is no run."""
-    if not (run_dir / CONFIG_FILE).is_file():
+    if not is_begun(run_dir):
         raise UserError(f"{run_dir} holds no run (no {CONFIG_FILE}); give the folder of a run, such as runs/my-run.")
     legible = True
     try:
@@ -125,7 +125,7 @@ def _outlook(run_dir: Path, wholes: list[Path]) -> Finding:
         step = checkpoint.step_of(wholes[-1])
         if not checkpoint.metrics_reach(run_dir, wholes[-1]):
             return Finding("note", "resume", f"refused until {METRICS_FILE} is restored: it ends before step {step:,}")
-        if (run_dir / SUMMARY_FILE).is_file():
+        if step >= read_config(run_dir)["config"].get("steps", 0):
             again += f" --steps N (more than {step})"
         return Finding("note", "resume", f"{again} goes on at step {step:,}, with {wholes[-1].name}")
     if checkpoint.checkpoints(run_dir):

@@ -37,7 +37,7 @@ def pick_device(wanted: str) -> torch.device:
     if not there.get(wanted.split(":")[0], False):
         raise UserError(
             f"Device '{wanted}' is not available here; use --device auto, or one of: "
-            f"{', '.join(k for k, ok in there.items() if ok)}."
+            f"{', '.join(k for k, ok in there.items() if ok)} (a resumed run goes on only where its own device is)."
         )
     try:
         device = torch.device(wanted)

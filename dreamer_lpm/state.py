@@ -18,7 +18,7 @@ from dreamer_lpm import checkpoint
 from dreamer_lpm.agent import Agent, Carry, Felt, Policy
 from dreamer_lpm.capture import Captured, Download, upload
 from dreamer_lpm.config import RunConfig
-from dreamer_lpm.envs import Envs, make_env, repeat_of
+from dreamer_lpm.envs import Envs, make_env
 from dreamer_lpm.forecast import Forecast
 from dreamer_lpm.fusing import fuse
 from dreamer_lpm.guard import Guard, check_finite
@@ -120,8 +120,7 @@ class State:
         self.forecast.check_memory(self.device)
         try:
             # No more than the run can fill: a step has at most one reset beside it. A device would commit all of it.
-            steps = math.ceil(cfg.steps / repeat_of(cfg.env()))
-            held = min(cfg.replay_capacity // cfg.num_envs, 2 * steps // cfg.num_envs + 2)
+            held = min(cfg.replay_capacity // cfg.num_envs, 2 * cfg.steps // cfg.num_envs + 2)
             self.replay = Replay(held, self.fields, cfg.num_envs, self.device)
         except RuntimeError as error:  # torch's word for memory that cannot be had
             raise UserError(

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from rich.console import Console
 from dreamer_lpm import checkpoint
 from dreamer_lpm.agent import Policy
 from dreamer_lpm.capture import own_stream
-from dreamer_lpm.config import RunConfig, settled
+from dreamer_lpm.config import RunConfig, resumed, settled
 from dreamer_lpm.envs import make_env, repeat_of, tv_chance
 from dreamer_lpm.evaluate import AGENT_FILE, Scores, evaluate, record, save_agent
 from dreamer_lpm.guard import FIRST_ALARM, alarms, save_batch
@@ -47,7 +47,7 @@ from dreamer_lpm.report.progress import Progress
 from dreamer_lpm.report.strict_json import is_sealed, sealed, write_json
 from dreamer_lpm.report.summary import SUMMARY_FILE, own_revision, versions
 from dreamer_lpm.report.video import episode_video
-from dreamer_lpm.settings import to_plain
+from dreamer_lpm.settings import from_plain, to_plain
 from dreamer_lpm.state import State
 from dreamer_lpm.team import Team
 from dreamer_lpm.types import STOPS, NotFinite, UserError, insists
@@ -87,8 +87,11 @@ def train(cfg: RunConfig, run_dir: str | Path, *, resume: bool = False, team: Te
     ``team``: the processes that learn it together, of which this is the first. Raises UserError before any work is
     lost, and Stopped, once all is saved, on SIGINT, SIGTERM and SIGHUP.
     """
-    with Signals() as signals, own_stream(pick_device(cfg.device)):
-        work = session(Job(cfg, Path(run_dir), resume, team), signals)
+    with (
+        Signals() as signals,
+        own_stream(pick_device(cfg.device)),
+        closing(session(Job(cfg, Path(run_dir), resume, team), signals)) as work,  # a second Ctrl-C leaves no lock
+    ):
         while True:
             try:
                 next(work).serve()
@@ -136,7 +139,8 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
             raise UserError(
                 f"{run_dir} already holds a run: go on with --resume (in Python: resume=True), or choose another."
             )
-        cfg = settled(cfg)
+        cfg = from_plain(RunConfig, to_plain(cfg))  # as strict as flags and files: what was saved must be legible
+        cfg = settled(resumed(cfg, from_plain(RunConfig, before["config"])) if resume else cfg)
         if job.team:
             job.team.check(cfg.batch_size)
         torch.set_num_threads(cfg.threads)
@@ -617,7 +621,7 @@ class _Run:
     def finish(self) -> Report:
         """Last evaluation, agent file, curves, summary."""
         s = self.state
-        if self.cfg.checkpoint_every:
+        if self.cfg.checkpoint_every or checkpoint.checkpoints(self.run_dir):  # one of a stop is behind by now
             self._save()  # before the last evaluation: whoever resumes a finished run repeats it, and no line twice
         scores, off, video = self._evaluate(2 * self.cfg.eval_episodes)
         agent = self.run_dir / AGENT_FILE

@@ -95,6 +95,21 @@ def test_one_file_damaged(
         assert f"goes on at step {resumes}," in found["resume"][1]
 
 
+def test_a_run_that_asks_for_more_goes_on_without_steps(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run_dir / "config.json"
+    about = json.loads(path.read_text())
+    about["config"]["steps"] = 200
+    path.write_text(json.dumps(sealed({k: v for k, v in about.items() if k != "sha256"})))
+    assert "--steps" not in said(run_dir, capsys)[1]["resume"][1]
+
+
+def test_a_config_that_is_gone_is_no_missing_run(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_dir / "config.json").unlink()
+    status, found = said(run_dir, capsys)
+    assert (status, found["config.json"][0]) == (1, "damaged")
+    assert "config.json is gone; put back its copy: cp " in found["config.json"][1]
+
+
 def test_a_damaged_config_names_the_copy_to_put_back_and_that_mends_it(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

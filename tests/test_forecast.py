@@ -117,10 +117,3 @@ def test_the_forecast_of_a_run_counts_the_bytes_of_its_rows() -> None:
     assert state.forecast.rows == min(TINY.steps, TINY.replay_capacity)
     assert state.forecast.weights > sum(p.numel() * 4 for p in state.agent.parameters())
     state.envs.close()
-
-
-def test_a_replay_is_no_longer_than_the_run_can_fill() -> None:
-    """A device commits all of it. A step of the agent has at most one reset beside it."""
-    for repeat, rows in ((1, 202), (4, 52)):
-        cfg = replace(TINY, steps=100, num_envs=1, action_repeat=repeat, replay_capacity=10_000)
-        assert State(cfg, None).replay.capacity == rows

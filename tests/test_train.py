@@ -21,6 +21,7 @@ import pytest
 import torch
 
 import dreamer_lpm
+import dreamer_lpm.config as config_module
 import dreamer_lpm.train as train_module
 import dreamer_lpm.types as types_module
 from dreamer_lpm import checkpoint
@@ -124,6 +125,58 @@ def test_stopped_and_resumed_equals_uninterrupted(
     torch.manual_seed(4711)  # nothing may hang on generators that no checkpoint holds
     train(cfg, tmp_path, resume=True)
     assert differences(everything(tmp_path), want) == []
+
+
+def test_a_resumed_run_keeps_its_settings_in_python_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = replace(WITH_TV, precision="auto", threads=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(config_module, "pick_precision", lambda wanted, device: "fp32")
+        stop_at(patch, 60)
+        with pytest.raises(Stopped):
+            train(cfg, tmp_path)
+    monkeypatch.setattr(config_module, "pick_precision", lambda wanted, device: wanted.replace("auto", "bf16"))
+    for other in (replace(cfg, update_every=9.0), replace(cfg, agent=replace(cfg.agent, lpm_eta=7.0))):
+        with pytest.raises(UserError, match=r"keeps its settings, and '(update_every|agent\.lpm_eta)' differs"):
+            train(other, tmp_path, resume=True)
+    assert train(replace(cfg, steps=170), tmp_path, resume=True).summary["precision"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"steps": 5e1}, "'steps' must be a whole number"),
+        ({"seed": np.int64(3)}, "'seed' must be a whole number"),
+        ({"precision": "fp16"}, "precision"),
+    ],
+)
+def test_a_config_made_in_python_is_as_strict_as_flags(wrong: dict[str, Any], words: str, tmp_path: Path) -> None:
+    """What was trained with another could not be read again."""
+    with pytest.raises(UserError, match=words):
+        train(replace(TINY, **wrong), tmp_path / "run")
+
+
+def test_without_checkpoints_a_run_that_was_stopped_once_is_finished_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = replace(TINY, checkpoint_every=0)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 60)
+        with pytest.raises(Stopped):
+            train(cfg, tmp_path)
+    train(cfg, tmp_path, resume=True)
+    assert newest_step(tmp_path) == 160
+
+
+def test_an_interrupt_that_ends_at_once_leaves_the_folder_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: train_module.Wants) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module.Wants, "serve", interrupted)
+        with pytest.raises(KeyboardInterrupt) as kept:  # a notebook keeps it, and all that it came through
+            train(TINY, tmp_path)
+    assert train(replace(TINY, steps=40), tmp_path).summary["env_steps"] == 40
+    assert kept.value
 
 
 def test_a_run_names_all_the_code_that_had_a_part_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

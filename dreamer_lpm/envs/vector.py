@@ -89,7 +89,11 @@ class Envs:
         self, make: Callable[[], gym.Env[Any, Any]], num_envs: int, workers: int, timeout: float
     ) -> Iterator[gym.Env[Any, Any]]:
         if workers < 1:
-            yield from (make() for _ in range(num_envs))
+            for index in range(num_envs):
+                try:
+                    yield make()
+                except OSError as error:  # the run's are about what it writes
+                    raise UserError(f"Env {index} could not be made: {error!r}; look at the env.") from error
             return
         order = pickled(make)
         for part in np.array_split(np.arange(num_envs), min(workers, num_envs)):

@@ -267,6 +267,14 @@ def test_a_reward_that_is_not_finite_is_caught_in_its_own_step(reward: float) ->
         play(envs, 1)
 
 
+def test_an_oserror_of_an_env_that_is_made_is_told_as_the_envs() -> None:
+    def broken() -> CounterEnv:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    with pytest.raises(UserError, match=r"Env 0 could not be made: ConnectionRefusedError\(111, .*\); look at the env"):
+        Envs(broken, num_envs=2, seed=0)
+
+
 @pytest.mark.parametrize("call", ["reset", "step"])
 def test_an_envs_own_oserror_is_told_as_the_envs(call: str) -> None:
     """The run's are about what it writes: there the user is told to make room."""

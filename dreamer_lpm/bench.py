@@ -51,7 +51,7 @@ from dreamer_lpm.machine import (
     pick_device,
     pick_precision,
     pick_threads,
-    set_tf32,
+    use_arithmetic,
     wait_for,
 )
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
@@ -231,8 +231,7 @@ class Bench:
         self.device = torch.device(work.device)
         torch.set_num_threads(work.threads)
         keep_freed_memory()  # as training does
-        if self.device.type == "cuda":
-            set_tf32(work.precision != "fp32")
+        use_arithmetic(self.device.type, work.precision)
         cfg = preset(work.preset).agent
         self.agent = Agent(cfg, ActionSpec("continuous", 1), device=self.device, bf16=work.precision == "bf16")
         noise = _noise(work, cfg.world.rssm.deter, cfg.world.rssm.stoch)

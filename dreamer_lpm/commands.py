@@ -20,7 +20,7 @@ from dreamer_lpm.checkpoint import checkpoints
 from dreamer_lpm.config import ELSEWHERE, RunConfig, check_resumed, from_flags, settled
 from dreamer_lpm.envs import make_env
 from dreamer_lpm.evaluate import evaluate, export_agent, load, record
-from dreamer_lpm.machine import let_streams_run_side_by_side
+from dreamer_lpm.machine import let_streams_run_side_by_side, pick_device
 from dreamer_lpm.noisy_tv import ImageSource, NoisyTVError, TVSpec
 from dreamer_lpm.noisy_tv.cifar10 import at_home
 from dreamer_lpm.presets import DEFAULT, PRESETS, preset
@@ -236,7 +236,12 @@ def _base(known: argparse.Namespace, run_dir: Path) -> RunConfig:
         for name in ("config", "preset"):
             if getattr(known, name) is not None:
                 raise UserError(f"--resume goes on with the run's own settings; leave --{name} out.")
-        return from_plain(RunConfig, read_config(run_dir)["config"])
+        cfg = from_plain(RunConfig, read_config(run_dir)["config"])
+        try:
+            pick_device(cfg.device)
+        except UserError as error:
+            raise UserError(f"{run_dir} was begun on '{cfg.device}', and goes on only where there is one.") from error
+        return cfg
     cfg = preset(known.preset or DEFAULT)
     if known.config is None:
         return cfg

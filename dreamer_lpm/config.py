@@ -251,8 +251,8 @@ def resumed(cfg: RunConfig, before: RunConfig) -> RunConfig:
 
     Raises UserError for a setting that a resumed run keeps, and that differs.
     """
-    left = {name: value for name, value in _LEFT.items() if getattr(cfg, name) == value}
-    cfg = dataclasses.replace(cfg, **{name: getattr(before, name) for name in left})
+    decided = {name: getattr(before, name) for name, value in _LEFT.items() if getattr(cfg, name) == value}
+    cfg = dataclasses.replace(cfg, **decided)
     check_resumed(before, cfg)
     return cfg
 

@@ -75,7 +75,7 @@ def examine(run_dir: Path) -> Iterator[Finding]:
     yield from _agents(run_dir)
     yield from _lock(run_dir)
     if legible:
-        yield _outlook(run_dir, wholes)
+        yield _outlook(run_dir, wholes, about["config"].get("steps", 0))
     else:
         yield Finding("note", "resume", f"refused until {CONFIG_FILE} is restored")
 
@@ -117,7 +117,7 @@ def _lock(run_dir: Path) -> Iterator[Finding]:
         yield Finding("note", "in use", f"by process {process}: what it writes meanwhile may look damaged")
 
 
-def _outlook(run_dir: Path, wholes: list[Path]) -> Finding:
+def _outlook(run_dir: Path, wholes: list[Path], asked: int) -> Finding:
     here = run_dir.resolve()
     elsewhere = "" if here.parent == Path("runs").resolve() else f" --runs {shlex.quote(str(run_dir.parent))}"
     again = f"--resume --run-name {shlex.quote(here.name)}{elsewhere}"
@@ -125,7 +125,7 @@ def _outlook(run_dir: Path, wholes: list[Path]) -> Finding:
         step = checkpoint.step_of(wholes[-1])
         if not checkpoint.metrics_reach(run_dir, wholes[-1]):
             return Finding("note", "resume", f"refused until {METRICS_FILE} is restored: it ends before step {step:,}")
-        if step >= read_config(run_dir)["config"].get("steps", 0):
+        if step >= asked:
             again += f" --steps N (more than {step})"
         return Finding("note", "resume", f"{again} goes on at step {step:,}, with {wholes[-1].name}")
     if checkpoint.checkpoints(run_dir):

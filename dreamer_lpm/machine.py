@@ -37,7 +37,7 @@ def pick_device(wanted: str) -> torch.device:
     if not there.get(wanted.split(":")[0], False):
         raise UserError(
             f"Device '{wanted}' is not available here; use --device auto, or one of: "
-            f"{', '.join(k for k, ok in there.items() if ok)} (a resumed run goes on only where its own device is)."
+            f"{', '.join(k for k, ok in there.items() if ok)}."
         )
     try:
         device = torch.device(wanted)
@@ -77,6 +77,12 @@ def set_tf32(on: bool) -> None:
     """Let CUDA round the inputs of fp32 products and convolutions to 10 bits of mantissa, and be many times as fast."""
     torch.set_float32_matmul_precision("high" if on else "highest")
     torch.backends.cudnn.allow_tf32 = on
+
+
+def use_arithmetic(device: str, precision: str) -> None:
+    """TF32 is a switch of the whole process: before each turn of a run it is set as that run wants it."""
+    if device == "cuda":
+        set_tf32(precision != "fp32")
 
 
 def _product_seconds(dtype: torch.dtype) -> float:

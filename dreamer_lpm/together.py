@@ -12,10 +12,10 @@ import torch
 
 from dreamer_lpm.capture import new_stream
 from dreamer_lpm.flock import Flock, alike
-from dreamer_lpm.machine import pick_device
+from dreamer_lpm.machine import pick_device, use_arithmetic
 from dreamer_lpm.noisy_tv import NoisyTVError
 from dreamer_lpm.report.screen import Screen
-from dreamer_lpm.train import LOG_FILE, Job, Report, Signals, Stopped, Wants, session, use_arithmetic
+from dreamer_lpm.train import LOG_FILE, Job, Report, Signals, Stopped, Wants, session
 from dreamer_lpm.types import UserError
 
 FLOCKS_ON = ("cuda",)  # devices; a CPU is busy with one agent
@@ -127,7 +127,7 @@ class _Flocks:
                 continue
             (policy,) = wants
             with _heard_by(members), torch.cuda.stream(members[0].stream):
-                use_arithmetic(flock.model.cfg)
+                use_arithmetic(flock.model.cfg.device, flock.model.cfg.precision)
                 flock.learn() if policy is None else flock.observe(policy)
             for run in members:
                 run.wants = None

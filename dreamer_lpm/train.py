@@ -37,7 +37,7 @@ from dreamer_lpm.envs import make_env, repeat_of, tv_chance
 from dreamer_lpm.evaluate import AGENT_FILE, Scores, evaluate, record, save_agent
 from dreamer_lpm.guard import FIRST_ALARM, alarms, save_batch
 from dreamer_lpm.lock import RunLock
-from dreamer_lpm.machine import bf16_slowdown, keep_freed_memory, peak_memory, pick_device, set_tf32
+from dreamer_lpm.machine import bf16_slowdown, keep_freed_memory, peak_memory, pick_device, use_arithmetic
 from dreamer_lpm.noisy_tv import ImageSource, TVImages, TVSpec, load_images
 from dreamer_lpm.noisy_tv.images import pooled
 from dreamer_lpm.report.measures import BIN, escape_step, late_mean, late_tv_share
@@ -110,7 +110,7 @@ class Wants:
 
     def serve(self) -> None:
         """Do it. What goes wrong is the run's to hear of, when it goes on."""
-        use_arithmetic(self.state.cfg)
+        use_arithmetic(self.state.cfg.device, self.state.cfg.precision)
         try:
             if self.policy is None:
                 self.state.learn()
@@ -118,12 +118,6 @@ class Wants:
                 self.state.observe(self.policy)
         except Exception as error:  # noqa: BLE001  it is raised again, there
             self.failed = error
-
-
-def use_arithmetic(cfg: RunConfig) -> None:
-    """TF32 is a switch of the whole process: before each turn of a run it is set as that run wants it."""
-    if cfg.device == "cuda":
-        set_tf32(cfg.precision != "fp32")
 
 
 def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[Wants, None, Report]:
@@ -144,7 +138,7 @@ def session(job: Job, signals: Signals, *, in_file: bool = False) -> Generator[W
         if job.team:
             job.team.check(cfg.batch_size)
         torch.set_num_threads(cfg.threads)
-        use_arithmetic(cfg)
+        use_arithmetic(cfg.device, cfg.precision)
         keep_freed_memory()
         images, shown = job.pictures or pictures_of(cfg.env().tv, cfg.data_dir) or (None, None)
         if shown:
@@ -448,7 +442,7 @@ class _Run:
     def _want(self, policy: Policy | None) -> Iterator[Wants]:
         wants = Wants(self.state, policy)
         yield wants
-        use_arithmetic(self.cfg)
+        use_arithmetic(self.cfg.device, self.cfg.precision)
         if wants.failed:
             raise wants.failed
 

@@ -558,6 +558,12 @@ def test_resume_passes_over_a_run_that_came_to_nothing(trained: Trained) -> None
     assert trained[0][1] == Path("runs/mine")
 
 
+def test_a_run_of_another_device_says_where_it_goes_on(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    saved_run(Path("runs/mine"), replace(TINY, device="mps"))
+    assert run("--resume", "--run-name", "mine") == 2
+    assert "runs/mine was begun on 'mps', and goes on only where there is one." in one_line(capsys)
+
+
 def test_resume_takes_the_newest_run(trained: Trained) -> None:
     for age, name in enumerate(("old", "new", "older")):
         os.utime(saved_run(Path("runs") / name, replace(TINY, seed=age)) / "config.json", (0, [1000, 2000, 500][age]))

@@ -153,7 +153,7 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(
 ) -> None:
     pretend(monkeypatch, cuda=False, mps=True)
     with pytest.raises(
-        UserError, match=rf"'{wanted}' is not available here; use --device auto, or one of: mps, cpu \(a resumed"
+        UserError, match=rf"'{wanted}' is not available here; use --device auto, or one of: mps, cpu\.$"
     ):
         pick_device(wanted)
 

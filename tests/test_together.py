@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from dreamer_lpm import guard as guard_module
+from dreamer_lpm import machine as machine_module
 from dreamer_lpm import together as together_module
 from dreamer_lpm import train as train_module
 from dreamer_lpm.config import RunConfig
@@ -155,7 +156,7 @@ def test_one_that_breaks_before_it_has_a_folder_leaves_the_others(
 def test_each_run_computes_in_its_own_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """TF32 is a switch of the process, and the others in it may want it otherwise."""
     on: list[bool] = []
-    monkeypatch.setattr(train_module, "set_tf32", on.append)
+    monkeypatch.setattr(machine_module, "set_tf32", on.append)
     for precision in ("fp32", "tf32", "fp32"):
         cfg = SimpleNamespace(device="cuda", precision=precision)
         learned: list[int] = []

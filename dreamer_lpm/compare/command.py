@@ -19,6 +19,7 @@ from dreamer_lpm.config import RunConfig, from_flags
 from dreamer_lpm.curiosity import REGISTRY
 from dreamer_lpm.machine import pick_device
 from dreamer_lpm.presets import PRESETS
+from dreamer_lpm.report import terminal
 from dreamer_lpm.report.command import write_report
 from dreamer_lpm.report.grid import RESULTS_FILE, read_grid
 from dreamer_lpm.report.screen import Screen
@@ -145,7 +146,7 @@ def _end(out: Path, args: list[str], failed: list[str], caught: int | None) -> i
     console = Console()
 
     def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        terminal.say(console, text)
 
     grid = read_grid(out)
     if caught is not None:  # first, for whoever asked for it may not wait for the report

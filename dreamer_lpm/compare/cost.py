@@ -18,10 +18,10 @@ from dreamer_lpm.checkpoint import checkpoints
 from dreamer_lpm.compare.plan import Key, Machine, Plan
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.forecast import free_memory
-from dreamer_lpm.machine import cores, wait_for
+from dreamer_lpm.machine import cores, use_arithmetic, wait_for
 from dreamer_lpm.report.grid import Cell, Grid, read_grid
+from dreamer_lpm.report.terminal import say
 from dreamer_lpm.state import State
-from dreamer_lpm.train import use_arithmetic
 
 BASE_MEMORY = 0.6e9  # Python, torch and the env
 TIMED_UPDATES = 3
@@ -60,7 +60,7 @@ def _size(folder: Path) -> int:
 def timed(cfg: RunConfig) -> Cost:
     """Time a few env steps and updates of ``cfg`` in this process. About: a machine that is busy is slower."""
     torch.set_num_threads(cfg.threads)
-    use_arithmetic(cfg)
+    use_arithmetic(cfg.device, cfg.precision)
     state = _begun(cfg)
     with own_stream(state.device):
         state.row = state.envs.reset_row()
@@ -154,9 +154,9 @@ def dry_run(plan: Plan, out: Path, known: Machine | None, jobs: int) -> int:
     console = Console()
     console.print(table)
     for arm in plan.arms:
-        console.print(f"{arm:<12} {plan.words(arm, machine)}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"{arm:<12} {plan.words(arm, machine)}")
     for line in plan.vain():
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     jobs = min(jobs or jobs_for(plan, machine), max(1, total))
     at_once = jobs
     if machine.device == "cpu":
@@ -164,12 +164,12 @@ def dry_run(plan: Plan, out: Path, known: Machine | None, jobs: int) -> int:
         needs = f", {memory * jobs / 1e9:.1f} GB of memory."
     else:
         needs = ". Those that learn as one on a GPU take a part of that time, which finished cells will tell."
-    console.print(
+    say(
+        console,
         f"{total} cells to run and {len(list(plan.cells())) - total} finished. "
         f"About {max(longest, seconds / at_once) / 60:,.0f} minutes with {jobs} side by side, "
         f"{disk / 1e9:.1f} GB of disk at most, less with --slim ({free_disk(out) / 1e9:.0f} GB free){needs}",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    )
     return 0
 
 

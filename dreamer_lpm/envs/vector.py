@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from dreamer_lpm.envs.coverage import Grid, grid_of
-from dreamer_lpm.envs.workers import ANSWER_WITHIN, Lost, RemoteEnv, Worker, pickled
+from dreamer_lpm.envs.workers import ANSWER_WITHIN, Lost, RemoteEnv, Worker, made, pickled
 from dreamer_lpm.envs.wrappers import action_spec, env_name
 from dreamer_lpm.types import ActionSpec, NotFinite, UserError
 
@@ -89,11 +89,7 @@ class Envs:
         self, make: Callable[[], gym.Env[Any, Any]], num_envs: int, workers: int, timeout: float
     ) -> Iterator[gym.Env[Any, Any]]:
         if workers < 1:
-            for index in range(num_envs):
-                try:
-                    yield make()
-                except OSError as error:  # the run's are about what it writes
-                    raise UserError(f"Env {index} could not be made: {error!r}; look at the env.") from error
+            yield from (made(make) for _ in range(num_envs))
             return
         order = pickled(make)
         for part in np.array_split(np.arange(num_envs), min(workers, num_envs)):

@@ -64,6 +64,14 @@ def _not_elsewhere(error: Exception) -> UserError:
     )
 
 
+def made(make: Make) -> gym.Env[Any, Any]:
+    """One env. An OSError of its own is told as the env's: the run's are about what it writes."""
+    try:
+        return make()
+    except OSError as error:
+        raise UserError(f"An env could not be made: {error!r}; look at the env.") from error
+
+
 class Worker:
     """One process with ``count`` envs, each made by what was :func:`pickled`.
 
@@ -244,7 +252,7 @@ def _make(order: bytes, count: int, envs: list[gym.Env[Any, Any]]) -> tuple[str,
     except (AttributeError, ImportError) as error:  # what was defined in a script or a notebook is unknown here
         raise _not_elsewhere(error) from None
     for _ in range(count):
-        envs.append(make())
+        envs.append(made(make))
     return env_name(envs[0]), envs[0].observation_space, envs[0].action_space
 
 

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dreamer_lpm.report.terminal import Terminal, share_of
+from dreamer_lpm.report.terminal import Terminal, say, share_of
 
 RETURNS = 5  # episodes in the mean that is shown
 SPEED_WINDOW = 20.0  # seconds of the past that steps/s and the time left look at
@@ -82,11 +82,8 @@ class Progress:
             self._print_line()
 
     def say(self, text: str, *, prose: bool = False) -> None:
-        """Print one message of its own, above the bar if there is one.
-
-        ``prose``: a terminal may break it between words, for nobody will copy it.
-        """
-        self._console.print(text, markup=False, highlight=False, soft_wrap=not (prose and self._console.is_terminal))
+        """Print one message of its own, above the bar if there is one; a terminal may break ``prose`` between words."""
+        say(self._console, text, prose=prose)
 
     def _speed(self) -> float | None:
         """Env steps per second of late; None before it is known."""

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dreamer_lpm.report.terminal import Terminal, share_of
+from dreamer_lpm.report.terminal import Terminal, say, share_of
 
 SPEED_WINDOW = 600.0  # seconds of the past that the time left looks at: evaluations and prefill even out
 LINE_EVERY = 30.0  # seconds between plain lines, at least
@@ -89,7 +89,7 @@ class Screen:
 
     def say(self, text: str, *, prose: bool = False) -> None:
         """Print one message, above the bars if there are any; a terminal may break ``prose`` between words."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=not (prose and self._console.is_terminal))
+        say(self._console, text, prose=prose)
 
     def _total(self) -> int:
         return self._done + sum(step for step, _ in (*self._running.values(), *self._gone.values()))

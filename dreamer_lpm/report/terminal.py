@@ -15,6 +15,11 @@ def print_to_nobody() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def say(console: Console, text: str, *, prose: bool = False) -> None:
+    """Print ``text`` as it is: a line that somebody may copy. ``prose``: a terminal may break it between words."""
+    console.print(text, markup=False, highlight=False, soft_wrap=not (prose and console.is_terminal))
+
+
 def share_of(done: int, total: int) -> float:
     """How much of it is done, in [0, 1]: many envs may take more steps than were asked for."""
     return min(1.0, done / max(1, total))

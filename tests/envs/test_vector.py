@@ -267,12 +267,16 @@ def test_a_reward_that_is_not_finite_is_caught_in_its_own_step(reward: float) ->
         play(envs, 1)
 
 
-def test_an_oserror_of_an_env_that_is_made_is_told_as_the_envs() -> None:
-    def broken() -> CounterEnv:
-        raise ConnectionRefusedError(111, "Connection refused")
+def broken_from_the_start() -> CounterEnv:
+    raise ConnectionRefusedError(111, "Connection refused")
 
-    with pytest.raises(UserError, match=r"Env 0 could not be made: ConnectionRefusedError\(111, .*\); look at the env"):
-        Envs(broken, num_envs=2, seed=0)
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_oserror_of_an_env_that_is_made_is_told_as_the_envs(workers: int) -> None:
+    with pytest.raises(
+        UserError, match=r"An env could not be made: ConnectionRefusedError\(111, .*\); look at the env"
+    ):
+        Envs(broken_from_the_start, num_envs=2, seed=0, workers=workers)
 
 
 @pytest.mark.parametrize("call", ["reset", "step"])

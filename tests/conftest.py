@@ -2,6 +2,7 @@
 
 import signal
 
+import pytest
 import torch
 
 torch.set_num_threads(1)  # two cores: thread pools of several processes fight
@@ -9,3 +10,9 @@ torch.set_num_threads(1)  # two cores: thread pools of several processes fight
 # process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Whatever the test before left: an example trains with as many as the machine has."""
+    torch.set_num_threads(1)

@@ -13,6 +13,7 @@ that a machine was at hand; of two runs of one seed the first counts.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -252,7 +253,7 @@ def paid(grid: Grid, methods: Sequence[str]) -> list[str]:
         for cell in runs(grid, f"free_{method}", "remote"):
             late = [r for r in cell.rows if r["kind"] == "train" and r["step"] > cell.config["steps"] * 2 / 3]
             kinds = ("bonus/tv_on", "bonus/tv_off")
-            each.append([np.mean([r[kind] for r in late if r[kind] is not None]) for kind in kinds])
+            each.append([np.mean([r[kind] for r in late if math.isfinite(r[kind])]) for kind in kinds])
         on, off = (estimate([float(x) for x in column]) for column in zip(*each, strict=True))
         more = sum(a > b for a, b in each)
         name = f"`{method.removesuffix(UNGATED)}`{', no gate' * method.endswith(UNGATED)}"

@@ -161,8 +161,8 @@ class Agent(nn.Module):
         self.bf16 = bf16
         self.starts = cfg.behavior.starts  # of dreams, in an update
         self.fused = False  # whether parts of an update are compiled (fusing.py)
-        with torch.random.fork_rng(devices=[]):  # the layers' initial weights, without touching the global generator
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):  # the layers' initial weights, without touching the global generators
+            torch.default_generator.manual_seed(seed)  # the CPU's; torch.manual_seed seeds those of all devices
             self.world, self.behavior, self.curiosity, self.earlier = build_parts(cfg, spec, size)
         # Tensors, so that agents who weigh the two otherwise can still learn as one (flock.py).
         self.register_buffer("extrinsic", torch.tensor(float(cfg.extrinsic)), persistent=False)

@@ -195,6 +195,8 @@ def _parse(args: Sequence[str]) -> argparse.Namespace:
     _check_solve(options)
     if options.against and options.device != "cpu":
         raise UserError("--against compares on the CPU; leave --device away.")
+    if options.loop and ":" in options.device:
+        raise UserError(f"--loop takes the first device of its kind: say --device {options.device.split(':')[0]}.")
     return options
 
 
@@ -262,17 +264,19 @@ class Bench:
     def parts(self, repeat: int) -> dict[str, float]:
         """Median seconds of each part of an update, one after the other on one thread.
 
-        A part begins where the method of that part is called, and ends where the next one's is. The gradients of the
-        bonus come with those of actor and critic, in one pass.
+        A part begins where a method of that part is called, and ends where the next one's is. The gradients of the
+        bonus come with those of actor and critic, in one pass. On CUDA the dreams come before the world model's losses.
         """
         agent = self.agent
-        begins = {
-            "world model": (agent.world, "watch"),
-            "bonus": (agent.world, "foresee"),
-            "imagination": (agent.world.rssm, "imagine"),
-            "actor-critic": (agent.behavior, "loss"),
-            "optimizer": (agent.optimizer, "step"),
-        }
+        begins = (
+            ("world model", agent.world, "watch"),
+            ("world model", agent.world, "losses"),
+            ("bonus", agent.world, "foresee"),
+            ("imagination", agent.world.rssm, "imagine"),
+            ("actor-critic", agent.behavior, "loss"),
+            ("optimizer", agent.optimizer, "step"),
+        )
+        parts = ("noise", *dict.fromkeys(part for part, _, _ in begins))
         marks: list[tuple[str, float]] = []
 
         def marking(part: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -286,17 +290,17 @@ class Bench:
         rounds: list[dict[str, float]] = []
         with ExitStack() as stack:
             stack.enter_context(self._one_thread())
-            for part, (owner, name) in begins.items():
+            for part, owner, name in begins:
                 stack.enter_context(patch.object(owner, name, marking(part, getattr(owner, name))))
             for _ in range(repeat):
                 marks[:] = [("noise", time.perf_counter())]
                 self.update()
                 ends = [*(moment for _, moment in marks[1:]), time.perf_counter()]
-                spent = dict.fromkeys(("noise", *begins), 0.0)
-                for (part, begin), end in zip(marks, ends, strict=True):  # dreams come in several pieces
+                spent = dict.fromkeys(parts, 0.0)
+                for (part, begin), end in zip(marks, ends, strict=True):  # some come in several pieces
                     spent[part] += end - begin
                 rounds.append(spent)
-        return {part: statistics.median(spent[part] for spent in rounds) for part in ("noise", *begins)}
+        return {part: statistics.median(spent[part] for spent in rounds) for part in parts}
 
     def about(self) -> dict[str, Any]:
         """What is timed: the work, its parameters by part, the GFLOP of its products and convolutions."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dreamer_lpm.checkpoint import checkpoints
 from dreamer_lpm.config import ELSEWHERE, RunConfig, check_resumed, from_flags, settled
@@ -337,7 +338,7 @@ def eval_command(args: list[str]) -> int:
         return make_env(env, images=images)
 
     scores = evaluate(player.agent, make, episodes=options.episodes, seed=options.seed)
-    table = Table(title=f"{options.agent} in {cfg.env_name}")
+    table = Table(title=Text(f"{options.agent} in {cfg.env_name}"))
     for column in ("episode", "return", "agent steps", "TV share"):
         table.add_column(column, justify="right")
     for i, (got, length, share) in enumerate(zip(scores.returns, scores.lengths, scores.tv_shares, strict=True)):

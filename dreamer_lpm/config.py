@@ -160,6 +160,7 @@ _CHANGEABLE = {
     "steps",
     "threads",  # one or two compute the same bits
     "env_workers",  # the same rows
+    "pictures",
     *ELSEWHERE,
     "log_every",
     "checkpoint_every",

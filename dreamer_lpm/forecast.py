@@ -25,11 +25,16 @@ class Forecast:
     row: int  # bytes of one, before compression
     weights: int  # bytes of everything that learns
     runs: int = 1  # like this one, in the same memory
+    reserved: int = 0  # steps for which memory is taken at the start, where it is not taken as it is filled
 
     @property
     def memory(self) -> int:
         """Replay; weights, gradients and the optimizer's two moments; of all runs."""
-        return self.runs * (self.rows * self.row + 4 * self.weights)
+        return self.runs * (self._in_memory * self.row + 4 * self.weights)
+
+    @property
+    def _in_memory(self) -> int:
+        return max(self.rows, self.reserved)
 
     def disk(self, keep: int) -> int:
         """Replay, as if it could not be compressed; ``keep`` checkpoints and one being written, each of three copies
@@ -45,9 +50,9 @@ class Forecast:
         several = f"{self.runs} runs, each " if self.runs > 1 else ""
         if there is not None and self.memory + SPARE > there:
             raise UserError(
-                f"Memory does not suffice: {several}{self._replay()} + {_size(4 * self.weights)} of weights, gradients "
-                f"and optimizer + {_size(SPARE)} to spare, and {device.type} has {_size(there)} free; lower "
-                "replay_capacity or choose a smaller preset."
+                f"Memory does not suffice: {several}{self._replay(self._in_memory)} + {_size(4 * self.weights)} of "
+                f"weights, gradients and optimizer + {_size(SPARE)} to spare, and {device.type} has {_size(there)} "
+                "free; lower replay_capacity or choose a smaller preset."
             )
 
     def check_disk(self, run_dir: Path, keep: int) -> None:
@@ -56,13 +61,13 @@ class Forecast:
         if self.disk(keep) - used + SPARE > there:
             others = _size(self.disk(keep) - self.rows * self.row)
             raise UserError(
-                f"The disk of {run_dir} does not suffice: {self._replay()} (less once compressed) + {others} of "
-                f"checkpoints and agents + {_size(SPARE)} to spare, and {_size(there + used)} are free; make room or "
-                "lower replay_capacity."
+                f"The disk of {run_dir} does not suffice: {self._replay(self.rows)} (less once compressed) + {others} "
+                f"of checkpoints and agents + {_size(SPARE)} to spare, and {_size(there + used)} are free; make room "
+                "or lower replay_capacity."
             )
 
-    def _replay(self) -> str:
-        return f"{self.rows:,} steps x {self.row:,} bytes = {_size(self.rows * self.row)} of replay"
+    def _replay(self, rows: int) -> str:
+        return f"{rows:,} steps x {self.row:,} bytes = {_size(rows * self.row)} of replay"
 
 
 def free_memory(device: torch.device) -> int | None:

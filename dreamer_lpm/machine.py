@@ -69,8 +69,8 @@ def bf16_slowdown() -> float:
 
 def wait_for(device: torch.device) -> None:
     """Until the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def set_tf32(on: bool) -> None:
@@ -181,8 +181,7 @@ def all_at_once(tasks: Sequence[Callable[[], Any]], lanes: int) -> list[Any]:
     futures = [_two_lanes().submit(there, task) for task in tasks]
     try:
         # A lane does what would else wait for it; any other thread only waits, for there are lanes enough.
-        helps = hasattr(_this_thread, "is_lane")
-        mine = {i: task() for i, task in enumerate(tasks) if helps and futures[i].cancel()}
+        mine = {i: task() for i, task in enumerate(tasks) if _this_thread.is_lane and futures[i].cancel()}
         return [mine[i] if i in mine else future.result() for i, future in enumerate(futures)]
     finally:
         wait([future for future in futures if not future.cancel()])
@@ -211,7 +210,11 @@ def _two_lanes() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(2, "lane")
 
 
-_this_thread = threading.local()
+class _Thread(threading.local):
+    is_lane = False
+
+
+_this_thread = _Thread()
 
 
 def keep_freed_memory() -> bool:

@@ -10,14 +10,11 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-
-def symlog(x: Tensor) -> Tensor:
-    """sign(x) ln(1 + |x|), elementwise (DreamerV3, eq. 9)."""
-    return torch.sign(x) * torch.log1p(x.abs())
+EPS = 1e-3  # of every norm
 
 
 def symexp(x: Tensor) -> Tensor:
-    """Inverse of :func:`symlog`: sign(x) (exp(|x|) - 1)."""
+    """sign(x) (exp(|x|) - 1), elementwise: the inverse of symlog, sign(x) ln(1 + |x|) (DreamerV3, eq. 9)."""
     return torch.sign(x) * torch.expm1(x.abs())
 
 
@@ -188,7 +185,7 @@ def mlp(inputs: int, hidden: int, layers: int, outputs: int, *, zero: bool = Fal
     for i in range(layers):
         blocks += [
             nn.Linear(inputs if i == 0 else hidden, hidden, bias=False),
-            nn.LayerNorm(hidden, eps=1e-3),
+            nn.LayerNorm(hidden, eps=EPS),
             nn.SiLU(),
         ]
     last = nn.Linear(hidden, outputs)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import re
 import reprlib
@@ -93,7 +94,8 @@ def read_file(path: Path) -> dict[str, Any]:
         if len(raw) > _LARGEST_FILE:
             raise UserError(f"{path} is larger than a config can be ({_LARGEST_FILE:,} bytes).")
         text = raw.decode("utf-8-sig")  # some editors begin a file with a mark
-        data = tomllib.loads(text) if path.suffix.lower() == ".toml" else _yaml(text)
+        readers: dict[str, Callable[[str], Any]] = {".toml": tomllib.loads, ".json": _json}
+        data = readers.get(path.suffix.lower(), _yaml)(text)
     except FileNotFoundError:
         raise UserError(f"The config file {path} does not exist.") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -103,6 +105,17 @@ def read_file(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold settings as 'key: value' lines.")
     return data
+
+
+def _json(text: str) -> Any:
+    def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        data = dict(pairs)
+        if len(data) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise ValueError(f"'{next(key for key in keys if keys.count(key) > 1)}' is there twice")
+        return data
+
+    return json.loads(text, object_pairs_hook=each_once)
 
 
 def _yaml(text: str) -> Any:

@@ -110,17 +110,25 @@ class State:
         env_seed, agent_seed = (int(s.generate_state(1)[0]) for s in (seeds[0], seeds[2]))
         make = partial(make_env, cfg.env(), images=images)
         self.envs = Envs(make, cfg.num_envs, env_seed, workers=cfg.env_workers)
+        try:
+            self._begin(agent_seed, seeds[1], together)
+        except BaseException:
+            self.envs.close()  # processes of their own outlive nobody
+            raise
+
+    def _begin(self, agent_seed: int, draws: np.random.SeedSequence, together: int) -> None:
+        cfg = self.cfg
         self.device = pick_device(cfg.device)
         self.agent = Agent(
             cfg.agent, self.envs.action_spec, seed=agent_seed, device=self.device, bf16=cfg.precision == "bf16"
         )
-        self.rng = np.random.default_rng(seeds[1])
+        self.rng = np.random.default_rng(draws)
         self.fields = self._fields()
-        self.forecast = self._forecast(together)
+        # No more than the run can fill: a step has at most one reset beside it. A device commits all of it.
+        held = min(cfg.replay_capacity // cfg.num_envs, 2 * cfg.steps // cfg.num_envs + 2)
+        self.forecast = self._forecast(together, held * cfg.num_envs)
         self.forecast.check_memory(self.device)
         try:
-            # No more than the run can fill: a step has at most one reset beside it. A device would commit all of it.
-            held = min(cfg.replay_capacity // cfg.num_envs, 2 * cfg.steps // cfg.num_envs + 2)
             self.replay = Replay(held, self.fields, cfg.num_envs, self.device)
         except RuntimeError as error:  # torch's word for memory that cannot be had
             raise UserError(
@@ -252,12 +260,13 @@ class State:
             "stoch": ((rssm.stoch,), torch.uint8),
         }
 
-    def _forecast(self, together: int) -> Forecast:
+    def _forecast(self, together: int, held: int) -> Forecast:
         row = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.fields.values())
         weights = sum(x.numel() * x.element_size() for x in self.agent.state_dict().values())
-        # A CPU's memory is taken as it is filled: what the runs beside this one will want looks free yet.
-        runs = together if self.device.type == "cpu" else 1
-        return Forecast(min(self.cfg.replay_capacity, self.cfg.steps), row, weights, runs)
+        rows = min(self.cfg.replay_capacity, self.cfg.steps)
+        if self.device.type == "cpu":  # memory is taken as it is filled: what the runs beside want looks free yet
+            return Forecast(rows, row, weights, runs=together)
+        return Forecast(rows, row, weights, reserved=held)
 
     @property
     def step(self) -> int:

@@ -239,7 +239,7 @@ class _Session:
                 bar = stack.enter_context(Progress(cfg.steps, state.step, title=title, console=console))
                 if tv := cfg.env().tv:
                     bar.say(f"{tv.describe()} {self.shown.reason}" if self.shown else tv.describe(), prose=True)
-                    if tv.trigger == "state" or tv.persistence != "new":
+                    if tv.control is None and (tv.trigger == "state" or tv.persistence != "new"):
                         bar.say("Random play without pictures finds out how often it is on by chance.")
                 for line in say:
                     bar.say(line)
@@ -576,7 +576,7 @@ class _Run:
         path = self.run_dir / "videos" / f"eval_iter_{s.step}_ep_0.mp4"
         try:
             return episode_video(path, trace, watch=self._give_way)
-        except OSError as error:
+        except (OSError, UserError) as error:  # what the disk says, or that there is no ffmpeg
             self._give_way()  # whoever stops all processes stops the encoder too
             self.bar.say(f"No film: {error}")
             return None

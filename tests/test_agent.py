@@ -89,6 +89,17 @@ def test_learning_depends_on_the_seed_and_on_nothing_else(curiosity: str, spec: 
     assert not equal(one["weights"], other["weights"])
 
 
+def test_an_agent_is_made_without_seeding_any_devices_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``torch.manual_seed`` seeds those of all devices, whose owners may be drawing from them."""
+
+    def seeded(seed: int) -> None:
+        raise AssertionError("a device's generator was seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded)
+    monkeypatch.setattr(torch.mps, "manual_seed", seeded)
+    make_agent("lpm")
+
+
 def test_learning_goes_on_from_what_was_saved() -> None:
     first, later = some_batches(3), some_batches(5)[3:]
     agent = taught(make_agent("lpm"), first)

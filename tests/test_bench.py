@@ -69,9 +69,12 @@ def test_an_update_that_is_timed_learns() -> None:
     assert times["cpu"][0] > 0
 
 
+@pytest.mark.parametrize("dreams_first", [False, True], ids=["cpu", "cuda"])  # the order in which they are told
 @pytest.mark.parametrize("pieces", [1, 3])
-def test_parts_make_up_the_update(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_make_up_the_update(pieces: int, dreams_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each part is timed from its method to the next one's: five seconds put into one show up there alone."""
+    if dreams_first:
+        monkeypatch.setattr(agent_module, "at_once", lambda first, second, *_: (second(), first())[::-1])
     made = Bench(TINY)
     monkeypatch.setattr(agent_module, "_DREAMS", TINY.batch * TINY.length // pieces)
     made.update()
@@ -244,6 +247,7 @@ with open(flags["--log"], "w") as file:
         (["--solve", "--only", "nobody"], "there are: ours tiny"),
         (["--solve", "--against", "sheeprl", "--peer-python", "no/such/python"], "make it with"),
         (["--against", "sheeprl", "--device", "cuda"], "leave --device away"),
+        (["--device", "cuda:1", "--loop", "200"], "say --device cuda"),
         (["--against", "sheeprl", "--preset", "tiny"], "choose one of 1m, 12m"),
         (["--against", "sheeprl", "--batch", "17"], "at most 1024"),
         (

@@ -737,8 +737,11 @@ def test_eval_without_the_tv_needs_no_pictures(
         raise AssertionError("no pictures are shown")
 
     monkeypatch.setattr(train_module, "load_images", none)
-    assert cli.main(["eval", "agent_lpm.pth", "--episodes", "1", "--tv", "off"]) == 0
-    assert re.search(r"mean.*\b0%", capsys.readouterr().out)
+    Path("[bold]agent.pth").write_bytes(agent_file.read_bytes())
+    assert cli.main(["eval", "[bold]agent.pth", "--episodes", "1", "--tv", "off"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"mean.*\b0%", said)
+    assert "[bold]agent.pth in " in said
 
 
 @pytest.mark.parametrize(

@@ -117,3 +117,22 @@ def test_the_forecast_of_a_run_counts_the_bytes_of_its_rows() -> None:
     assert state.forecast.rows == min(TINY.steps, TINY.replay_capacity)
     assert state.forecast.weights > sum(p.numel() * 4 for p in state.agent.parameters())
     state.envs.close()
+
+
+def test_a_device_commits_the_whole_replay_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made for twice the steps: each may begin an episode, and so have a second row."""
+    from dreamer_lpm.state import State
+
+    state = State(TINY, None)
+    held = state.replay.capacity * TINY.num_envs
+    there = state._forecast(together=3, held=held)
+    assert there.memory < 3 * (held * there.row + 4 * there.weights), "a CPU takes it as it is filled"
+    state.device = torch.device("meta")
+    there = state._forecast(together=3, held=held)
+    assert there.memory == held * there.row + 4 * there.weights > state.forecast.memory
+    assert there.disk(2) == state.forecast.disk(2)
+    monkeypatch.setattr(forecast, "_held", lambda device: 0)
+    monkeypatch.setattr(forecast, "free_memory", lambda device: 1)
+    with pytest.raises(UserError, match=f"suffice: {held:,} steps x"):
+        there.check_memory(CPU)
+    state.envs.close()

@@ -144,6 +144,8 @@ def test_json_is_read_too(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(to_plain(FULL)))
     assert from_plain(Outer, read_file(path)) == FULL
+    path.write_text(json.dumps({"name": "\N{GRINNING FACE}"}, indent="\t"))  # neither tabs nor pairs are YAML's
+    assert read_file(path) == {"name": "\N{GRINNING FACE}"}
 
 
 def test_yaml_means_what_people_write(tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ import torch
 
 import dreamer_lpm
 import dreamer_lpm.config as config_module
+import dreamer_lpm.state as state_module
 import dreamer_lpm.train as train_module
 import dreamer_lpm.types as types_module
-from dreamer_lpm import checkpoint
+from dreamer_lpm import checkpoint, forecast
 from dreamer_lpm.agent import AgentConfig
 from dreamer_lpm.behavior import BehaviorConfig
 from dreamer_lpm.config import RunConfig
@@ -326,6 +327,52 @@ def test_time_and_pace_are_those_of_all_sessions(tmp_path: Path, monkeypatch: py
     assert [row["wall_steps_per_s"] for row in rows] == pytest.approx([4.0, 4.0], rel=0.2)
     played = 2 * 20 / 4  # seconds of the last evaluation, at most
     assert 160 / 4 <= report.summary["wall_seconds"] <= 160 / 4 + played
+
+
+def test_without_ffmpeg_a_run_goes_on_without_films(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(*args: Any, **more: Any) -> Path:
+        raise UserError("No ffmpeg for this machine (none): install ffmpeg.")
+
+    monkeypatch.setattr(train_module, "episode_video", missing)
+    report = train(replace(TINY, eval_every=80), tmp_path)
+    assert report.summary["env_steps"] == 160
+    assert "No film: No ffmpeg for this machine" in " ".join(capsys.readouterr().out.split())
+
+
+def test_films_may_be_left_out_from_here_on(tmp_path: Path) -> None:
+    first = train(TINY, tmp_path)
+    more = train(replace(TINY, pictures=False, steps=200), tmp_path, resume=True)
+    assert first.summary["env_steps"] < more.summary["env_steps"] == 200
+
+
+def test_a_control_has_no_chance_to_be_found_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for control, told in (("sham", False), (None, True)):
+        tv = TVSpec(control=control, persistence="sticky")
+        train(replace(TINY, steps=20, prefill=20, noisy_tv=True, tv=tv), tmp_path / str(control))
+        assert ("Random play without pictures finds out" in " ".join(capsys.readouterr().out.split())) == told
+
+
+@pytest.mark.parametrize("free", [0, 10**13], ids=["too little memory", "enough"])
+def test_a_state_that_cannot_be_leaves_no_process(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Worker] = []
+    begin = Worker.__init__
+
+    def beginning(self: Worker, *args: Any) -> None:
+        made.append(self)
+        begin(self, *args)
+
+    def refuse(*args: Any) -> Any:
+        raise RuntimeError("no memory for it")
+
+    monkeypatch.setattr(Worker, "__init__", beginning)
+    monkeypatch.setattr(forecast, "free_memory", lambda device: free)
+    monkeypatch.setattr(state_module, "Replay", refuse)
+    with pytest.raises(UserError, match=r"Memory does not suffice|does not fit into memory") as refused:
+        State(replace(TINY, env_workers=1), None)
+    assert refused.tb, "its frames are alive, as those of --seeds are"
+    assert [worker._process.poll() is None for worker in made] == [False]
 
 
 def test_a_refused_run_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -62,7 +63,7 @@ def timed(cfg: RunConfig) -> Cost:
     torch.set_num_threads(cfg.threads)
     use_arithmetic(cfg.device, cfg.precision)
     state = _begun(cfg)
-    with own_stream(state.device):
+    with closing(state.envs), own_stream(state.device):
         state.row = state.envs.reset_row()
         started = time.perf_counter()
         while len(state.replay) <= cfg.seq_length:

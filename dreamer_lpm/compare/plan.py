@@ -351,5 +351,5 @@ def _seeds(given: Any) -> tuple[int, ...]:
             raise UserError(f"{given} would be {given:,} seeds; for the one of that number write {given}..{given}.")
         listed = list(range(given))
     if not listed or len(set(listed)) < len(listed):
-        raise UserError("seeds must be at least one, each only once.")
+        raise UserError("seeds must be at least one, each only once; for the one seed 0 write 0..0, in a file [0].")
     return tuple(listed)

@@ -1,8 +1,9 @@
 """A Noisy TV for any Gymnasium environment that shows pictures, and any RL library.
 
 A TV that the agent can switch on shows pictures nobody can predict. Curiosity that pays for surprise watches it for
-ever; curiosity that pays for learning should not. The package needs gymnasium and numpy alone: decoding photographs
-takes imageio, CIFAR-10 pooch, the digits scikit-learn, and each is imported only when it is asked for.
+ever; curiosity that pays for learning should not. The package needs gymnasium and numpy alone: photographs
+take scikit-image, a folder Pillow, CIFAR-10 pooch, the digits scikit-learn, and each is imported only when it is asked
+for.
 
 Five lines put one in front of CartPole and add a button that does nothing but switch it on:
 

@@ -238,16 +238,12 @@ def _shrink(picture: Picture) -> Picture:
 
 
 def _read_picture(path: Path) -> Picture:
-    imageio = require("imageio.v3", "imageio")
+    pillow = require("PIL.Image", "pillow")
     try:
-        # By name: imageio would go on to ask every decoder it has, the last of them for a film. The first, lest an
-        # animation comes as a stack of pictures.
-        first = {"plugin": "pillow", "index": 0}
-        if imageio.improps(path, **first).dtype.itemsize > 1:  # 16 bits of grey, which Pillow would cut off at 255
-            picture = np.repeat(imageio.imread(path, **first)[..., None] >> 8, 3, axis=-1)
-        else:
-            picture = imageio.imread(path, mode="RGB", **first)
+        with pillow.open(path) as picture:  # of an animation, the first
+            if picture.mode.startswith("I"):  # 16 bits of grey, which "RGB" would cut off at 255
+                return np.asarray(np.repeat(np.asarray(picture)[..., None] >> 8, 3, axis=-1), np.uint8)
+            return np.asarray(picture.convert("RGB"), np.uint8)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise NoisyTVError(f"{path} is not a picture that can be read ({reason}): mend it or take it away") from error
-    return np.asarray(picture, np.uint8)

@@ -454,7 +454,7 @@ PANELS: tuple[tuple[str, bool, tuple[tuple[str, str, str, str | None], ...]], ..
     ("TV share in dreams", True, (("dreams", "train", "dream/tv_share", None),)),
     ("Reconstruction spent on the TV", True, (("share", "train", "loss/recon_tv_share", None),)),
     ("Reconstruction loss", False, (("loss", "train", "loss/recon", None),)),
-    ("Surprise (KL)", False, (("KL", "train", "loss/dyn", None),)),
+    ("Surprise (KL)", False, (("KL", "train", "health/kl", None),)),
     ("Reward loss", False, (("loss", "train", "loss/reward", None),)),
     ("Error-predictor loss", False, (("loss", "train", "loss/error_predictor", None),)),
 )

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from dreamer_lpm.report.curves import SMOOTHING, series
+from dreamer_lpm.report.curves import SMOOTHING, series, trailing_mean
 from dreamer_lpm.report.metrics import Row, read_metrics
 from dreamer_lpm.report.strict_json import write_whole
 from dreamer_lpm.types import UserError
@@ -169,5 +169,5 @@ def _dots_and_mean(axes: Axes, points: Points, colour: str, label: str) -> None:
     if len(steps):
         axes.plot(steps, values, ".", color=colour, alpha=0.5, ms=6, label=label)
     if len(steps) > SMOOTHING:
-        mean = np.convolve(values, np.full(SMOOTHING, 1 / SMOOTHING), mode="valid")
-        axes.plot(steps[SMOOTHING - 1 :], mean, color=colour, lw=2, label=f"mean of {SMOOTHING}")
+        whole = slice(SMOOTHING - 1, None)
+        axes.plot(steps[whole], trailing_mean(values)[whole], color=colour, lw=2, label=f"mean of {SMOOTHING}")

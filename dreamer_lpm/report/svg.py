@@ -65,7 +65,7 @@ def number(value: float, percent: bool = False) -> str:
     ('−1,234', '25\u202f%', '0.0012')
     """
     if percent:
-        text = f"{100 * value:.0f}\u202f%"
+        text = f"{100 * value:z.0f}\u202f%"
     elif value == 0:
         text = "0"
     elif abs(value) >= 100:

@@ -59,7 +59,7 @@ class EpisodeTrace:
             raise ValueError(f"an episode needs arrays of one length above 0, got lengths {sorted(lengths)}")
 
 
-def episode_video(path: Path, trace: EpisodeTrace, fps: int = 15, watch: Callable[[], None] = lambda: None) -> Path:
+def episode_video(path: Path, trace: EpisodeTrace, watch: Callable[[], None] = lambda: None) -> Path:
     """Write the whole episode as an annotated MP4 and return its path. Raises as ``write_video`` does.
 
     ``watch`` is called before each frame, and may raise to end it.
@@ -71,7 +71,7 @@ def episode_video(path: Path, trace: EpisodeTrace, fps: int = 15, watch: Callabl
             watch()
             yield board.frame(t)
 
-    return write_video(path, frames(), fps)
+    return write_video(path, frames())
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamer_lpm.fusing import any_length, fused, in_front
-from dreamer_lpm.nets import arithmetic
+from dreamer_lpm.nets import EPS, arithmetic
 
-_EPS = 1e-3  # of every norm here
 Stages = Sequence[tuple[int, int, int]]  # (kernel, stride, channels as a multiple of depth), first to last
 
 
@@ -100,7 +99,7 @@ class _ChannelNorm(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm = nn.LayerNorm(channels, eps=_EPS)
+        self.norm = nn.LayerNorm(channels, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.permute(0, 2, 3, 1)
@@ -114,7 +113,7 @@ class _ChannelNorm(nn.Module):
 
 def _norm(x: Tensor, weight: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
-    rstd = torch.rsqrt(variance + _EPS)
+    rstd = torch.rsqrt(variance + EPS)
     return torch.addcmul(shift, torch.addcmul(-mean * rstd, x, rstd), weight), mean, rstd
 
 

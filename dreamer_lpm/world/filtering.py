@@ -18,11 +18,10 @@ from torch import Tensor
 from torch.func import vmap
 
 from dreamer_lpm.fusing import fused, in_front
-from dreamer_lpm.nets import arithmetic, by_block, one_hot_of_largest
+from dreamer_lpm.nets import EPS, arithmetic, by_block, one_hot_of_largest
 from dreamer_lpm.world.gate import Gate, look
 
 _ops = torch.ops.aten
-_EPS = 1e-3  # of every layer norm in the RSSM
 
 
 class Weights(NamedTuple):
@@ -69,7 +68,7 @@ def _made(step: Callable[..., Any], how: How, unimix: float) -> Callable[..., An
 
 def _norm(x: Tensor, weight: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Layer norm: the output, and mean and 1 / std for the way back."""
-    return torch.native_layer_norm(x, x.shape[-1:], weight, shift, _EPS)
+    return torch.native_layer_norm(x, x.shape[-1:], weight, shift, EPS)
 
 
 def _norm_back(gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, what: list[bool]) -> Any:

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreamer_lpm.nets import masked_mean, mlp
+from dreamer_lpm.nets import EPS, masked_mean, mlp
 
 _SOFTNESS = 0.15  # nats; predictions of one kind of frame scatter by about that much
 
@@ -49,7 +49,7 @@ class Gate(NamedTuple):
 
 def look(deter: Tensor, gate: Gate, is_first: Tensor) -> Tensor:
     """:meth:`NoiseGate.look` by its tensors alone."""
-    hidden = F.layer_norm(F.linear(deter, gate.inner), gate.norm.shape, gate.norm, gate.shift, 1e-3)
+    hidden = F.layer_norm(F.linear(deter, gate.inner), gate.norm.shape, gate.norm, gate.shift, EPS)
     expected = F.linear(F.silu(hidden), gate.outer, gate.bias).squeeze(-1).float()
     return _far(expected, gate.threshold, gate.active, is_first)
 

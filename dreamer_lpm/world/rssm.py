@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreamer_lpm.nets import (
+    EPS,
     BlockLinear,
     arithmetic,
     mlp,
@@ -81,18 +82,18 @@ class RSSM(nn.Module):
         self.feat_size = cfg.deter + flat
         self.in_stoch = nn.Linear(flat, cfg.hidden, bias=False)
         self.in_action = nn.Linear(action_size, cfg.hidden)
-        self.in_norm = nn.LayerNorm(cfg.hidden, eps=1e-3)
+        self.in_norm = nn.LayerNorm(cfg.hidden, eps=EPS)
         self.core_in = nn.Linear(cfg.hidden, 3 * cfg.deter, bias=False)
         self.core_rec: nn.Module = (
             nn.Linear(cfg.deter, 3 * cfg.deter, bias=False)
             if cfg.blocks == 1
             else BlockLinear(cfg.deter, 3 * cfg.deter, cfg.blocks)
         )
-        self.core_norm = nn.LayerNorm(3 * cfg.deter, eps=1e-3)
+        self.core_norm = nn.LayerNorm(3 * cfg.deter, eps=EPS)
         self.prior_net = mlp(cfg.deter, cfg.hidden, 1, flat)
         self.post_deter = nn.Linear(cfg.deter, cfg.hidden, bias=False)
         self.post_embed = nn.Linear(embed_size, cfg.hidden, bias=False)
-        self.post_norm = nn.LayerNorm(cfg.hidden, eps=1e-3)
+        self.post_norm = nn.LayerNorm(cfg.hidden, eps=EPS)
         self.post_out = nn.Linear(cfg.hidden, flat)
         with torch.no_grad():
             # Codes that differ between frames from the first update on. From torch's own small weights they are all

@@ -347,9 +347,9 @@ def test_seeds_are_counted_or_named(
         ("--arms sham --out g", "Which methods?"),
         ("--methods lmp --arms sham --out g", "Unknown method 'lmp'; choose from: none, prediction_error"),
         ("--methods none --arms shamm --out g", "Unknown arm 'shamm'; choose from: off, sham, remote"),
-        ("--methods none --arms sham --seeds 0 --out g", "seeds must be at least one"),
         ("--methods none --arms sham --seeds 1 two --out g", "--seeds takes a range such as 0..15"),
         ("--methods none --arms sham --seeds 1..3 2 --out g", "each only once"),
+        ("--methods none --arms sham --seeds 0 --out g", "for the one seed 0 write 0..0"),
         (
             "--methods none --arms sham --seeds 1001 --dry-run --out g",
             "1,001 seeds; for the one of that number write 1",

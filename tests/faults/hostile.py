@@ -38,6 +38,7 @@ import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import dreamer_lpm.train as train_module
 from dreamer_lpm import checkpoint, commands
@@ -498,10 +499,9 @@ def _put(tar: tarfile.TarFile, draw: st.DrawFn) -> None:
 
 
 def _png() -> bytes:
-    import imageio.v3
-
-    content: bytes = imageio.v3.imwrite("<bytes>", np.zeros((8, 8, 3), np.uint8), extension=".png")
-    return content
+    content = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(content, "PNG")
+    return content.getvalue()
 
 
 PNG = _png()

@@ -215,6 +215,15 @@ def test_a_run_alone(tmp_path: Path, film: Path) -> None:
     assert [tag for tag, _ in page.tags].count("video") == 1
 
 
+def test_the_surprise_that_is_drawn_is_not_the_loss_that_ends_at_one_nat(tmp_path: Path) -> None:
+    for name in ("health/kl", "loss/dyn"):
+        run = tmp_path / name
+        write_run(run, seed=3, result=-250.0, share=0.4)
+        with (run / "metrics.jsonl").open("a") as file:
+            file.writelines(json.dumps({"step": step, "kind": "train", name: 0.3}) + "\n" for step in (6100, 6200))
+        assert ("Surprise (KL)" in draw(run).text) == (name == "health/kl")
+
+
 def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
     write_run(tmp_path / "mine", seed=3, result=-250.0, share=0.4, summary=False)
     assert "not finished (at 6,000)" in draw(tmp_path / "mine").text
@@ -305,6 +314,7 @@ def test_long_names_that_differ_at_their_ends_are_told_apart() -> None:
 
 
 def test_numbers_are_read_easily() -> None:
+    assert number(-0.001, percent=True) == "0\u202f%"
     assert [number(x) for x in (0, -3.14159, 12345.6, 12.34, 0.00123)] == ["0", "−3.14", "12,346", "12.3", "0.0012"]
     assert number(-0.5, percent=True) == "−50\u202f%"
 

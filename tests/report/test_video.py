@@ -155,7 +155,7 @@ def test_arrays_of_unequal_length_are_refused() -> None:
 
 def test_video_is_h264_yuv420p_with_its_index_in_front(tmp_path: Path) -> None:
     trace = make_trace()
-    path = episode_video(tmp_path / "videos" / "a.mp4", trace, fps=15)
+    path = episode_video(tmp_path / "videos" / "a.mp4", trace)
     assert list(path.parent.iterdir()) == [path]
     drawn = Storyboard(trace).frame(5)
     description, frames = decode(path, drawn.shape)

@@ -446,3 +446,108 @@ def test_bf16_keeps_weights_in_fp32_and_agrees_with_it(spec: ActionSpec) -> None
     assert float(b["loss/recon"]) != float(a["loss/recon"])
     for name in ("loss/recon", "loss/dyn", "loss/reward", "loss/cont", "loss/critic"):
         assert abs(float(b[name]) / float(a[name]) - 1) < 0.05, name
+
+
+# --- what goes where --------------------------------------------------------------------------------------------------
+
+
+def told_to_behavior(agent: Agent, batch: Batch | None = None) -> dict[str, Any]:
+    """What an update hands to the loss of actor and critic, and its metrics."""
+    said: dict[str, Any] = {}
+    loss = agent.behavior.loss
+
+    def spy(feat: Tensor, sampled: Tensor, reward: Tensor, *rest: Any, steady: Tensor, **more: Any) -> Any:
+        said.update(feat=feat, sampled=sampled, reward=reward, steady=steady)
+        return loss(feat, sampled, reward, *rest, steady=steady, **more)
+
+    agent.behavior.loss = spy  # type: ignore[method-assign]
+    return said | {"metrics": agent.update(batch or random_batch())}
+
+
+def test_the_slow_critic_is_asked_of_the_states_acted_in() -> None:
+    agent = make_agent()
+    nn.init.normal_(agent.behavior.critic.slow[-1].weight)
+    agent.behavior.critic.follow = lambda: None  # type: ignore[method-assign]
+    said = told_to_behavior(agent)
+    torch.testing.assert_close(said["steady"], agent.behavior.critic.steady(said["feat"][:-1]))
+
+
+def test_the_actor_learns_from_what_it_drew_and_not_from_what_was_clipped() -> None:
+    agent = make_agent()
+    agent.behavior.actor.net[-1].bias.data.fill_(3.0)
+    assert (told_to_behavior(agent)["sampled"].abs() > 1).any()
+
+
+def test_each_part_learns_with_its_own_settings() -> None:
+    cfg = replace(CONFIG, world_lr=0.1, actor_lr=0.2, critic_lr=0.3, curiosity_lr=0.4)
+    agent = Agent(cfg, SPEC)
+    groups = dict(zip(agent.learned, agent.optimizer.param_groups, strict=True))
+    assert {name: group["lr"] for name, group in groups.items()} == {
+        "world": 0.1, "actor": 0.2, "critic": 0.3, "curiosity": 0.4
+    }  # fmt: skip
+    assert [group["betas"] for group in groups.values()] == [(0.9, 0.95)] + [(0.9, 0.999)] * 3
+    assert {group["eps"] for group in groups.values()} == {1e-5}
+    parts = {"world": agent.world, "actor": agent.behavior.actor, "critic": agent.behavior.critic.net}
+    for name, part in parts.items():
+        own = {id(p) for p in part.parameters()}
+        assert all(id(p) in own for p in groups[name]["params"])
+
+
+def test_the_bonus_before_the_tv_is_that_of_the_frame_led_to() -> None:
+    agent, batch = make_agent("lpm_guide"), random_batch()
+    paid = torch.arange(batch.reward[:, 1:].numel(), dtype=torch.float32).reshape(batch.reward[:, 1:].shape)
+
+    def reward(t: Transition) -> Tensor:
+        return paid if t.feat.shape[:-1] == paid.shape else paid[:1, :1]
+
+    agent.curiosity.reward = reward  # type: ignore[method-assign]
+    metrics = agent.update(batch)
+    mask, on = ~batch.is_first[:, 1:], batch.tv_on[:, 1:]
+    torch.testing.assert_close(metrics["bonus/tv_on"], paid[mask & on].mean())
+    torch.testing.assert_close(metrics["bonus/tv_off"], paid[mask & ~on].mean())
+
+
+def test_how_much_is_looked_at_is_told_for_tv_and_rest_apart() -> None:
+    agent, batch = make_agent(), random_batch()
+    gate = agent.world.rssm.gate
+    gate.active.fill_(1.0)
+    gate.threshold.fill_(-1e9)  # shut, but for frames that open an episode
+    opens = torch.zeros_like(batch.is_first)
+    opens[:, ::2] = True
+    metrics = agent.update(batch._replace(is_first=opens, tv_on=opens))
+    assert float(metrics["look/tv_on"]) == 1.0
+    assert float(metrics["look/tv_off"]) < 1e-3
+
+
+def test_the_reward_of_dreams_that_is_told_is_the_tasks_alone() -> None:
+    agent = make_agent("lpm_guide", lpm_eta=10.0)
+    nn.init.normal_(agent.world.reward.net[-1].weight, std=0.1)
+    told: list[Tensor] = []
+    agent.world.reward.register_forward_hook(lambda _, __, answer: told.append(answer))
+    metrics = agent.update(random_batch())
+    torch.testing.assert_close(metrics["dream/reward"], told[-1].mean().detach())
+
+
+def test_dreams_start_anywhere_and_nowhere_twice() -> None:
+    agent = make_agent()
+    agent.starts = 4
+    drawn = [agent._noise(agent.uniform(agent.update_chances(2, 6)), 2, 6).starts for _ in range(40)]
+    assert all(len(set(starts.tolist())) == 4 for starts in drawn)
+    assert set(torch.cat(drawn).tolist()) == set(range(12))
+
+
+def test_latents_are_dead_that_are_of_one_class_in_every_frame() -> None:
+    agent, lead = taught(make_agent(), some_batches(1)), (4, 6)
+    rssm = agent.cfg.world.rssm
+    agent.world.rssm.post_out.bias.data.view(rssm.stoch, rssm.classes)[: rssm.stoch // 2, 0] = 1e4
+    lesson = agent.world.watch(random_batch(lead=lead), torch.zeros(*lead, rssm.stoch, rssm.classes))
+    classes = lesson.latents.stoch.reshape(-1, rssm.stoch, rssm.classes).argmax(-1)
+    dead = [len(set(column.tolist())) == 1 for column in classes.T]
+    assert 0 < sum(dead) < len(dead)
+    assert float(agent._health(lesson)["health/dead_latents"]) == pytest.approx(sum(dead) / len(dead))
+
+
+def test_where_all_frames_show_the_tv_all_of_the_reconstruction_is_spent_on_it() -> None:
+    batch = random_batch()
+    metrics = make_agent().update(batch._replace(tv_on=torch.ones_like(batch.tv_on)))
+    assert float(metrics["loss/recon_tv_share"]) == 1.0

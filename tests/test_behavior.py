@@ -342,3 +342,26 @@ def test_the_optimizer_moves_all_but_the_slow_critic() -> None:
     behavior = seeded_behavior(CONTINUOUS)
     slow = {id(p) for p in behavior.critic.slow.parameters()}
     assert {id(p) for p in behavior.parameters() if p.requires_grad} == {id(p) for p in behavior.parameters()} - slow
+
+
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
+def test_randomness_is_one_at_the_most_random_and_nothing_at_the_least(spec: ActionSpec) -> None:
+    behavior = Behavior(CONFIG, F, spec)
+    last = behavior.actor.net[-1]
+
+    def randomness() -> float:
+        feat = torch.zeros(3, 2, F)
+        sampled, one = behavior.actor.sample(feat[:-1], torch.zeros(2, 2, spec.size))[1], torch.ones(2, 2)
+        behavior.loss(feat, sampled, one, one, torch.ones(2, dtype=torch.bool))
+        return float(behavior.randomness)
+
+    last.weight.data.zero_()
+    last.bias.data.zero_()
+    if not spec.is_discrete:
+        last.bias.data[spec.size :] = 50.0
+    assert randomness() == pytest.approx(1.0, abs=1e-3)
+    if spec.is_discrete:
+        last.bias.data[0] = 100.0
+    else:
+        last.bias.data[spec.size :] = -50.0
+    assert randomness() == pytest.approx(0.0, abs=1e-3)

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 import dreamer_lpm
 import dreamer_lpm.evaluate as evaluate_module
-from dreamer_lpm.agent import Agent, shapes
-from dreamer_lpm.curiosity import REGISTRY, FitGate
+from dreamer_lpm.agent import Agent, Carry, shapes
+from dreamer_lpm.curiosity import REGISTRY, FitGate, Transition
 from dreamer_lpm.envs import EnvConfig, make_env
 from dreamer_lpm.envs.vector import episode_seed
 from dreamer_lpm.evaluate import Player, evaluate, export_agent, load, record, save_agent
@@ -410,3 +410,36 @@ def test_a_full_device_is_not_a_damaged_file(agent_file: Path, monkeypatch: pyte
     monkeypatch.setattr(evaluate_module, "Agent", full)
     with pytest.raises(UserError, match=r"cpu has no room for the agent of .*; make some, or take another --device"):
         load(agent_file)
+
+
+def test_a_film_shows_posterior_prior_and_bonus_of_each_step() -> None:
+    agent = make_agent(CONTINUOUS)
+    agent.world.rssm.post_out.weight.data.mul_(30)  # so that looking makes a difference
+    steps, act = [], agent.act
+
+    def spy(carry: Carry, row: dict[str, np.ndarray], *more: Any) -> Carry:
+        after = act(carry, row, *more)
+        steps.append((carry, row["action"].copy(), after))
+        return after
+
+    agent.act = spy  # type: ignore[method-assign]
+    trace = record(agent, env_of(PENDULUM), seed=7, has_tv=False)
+    assert trace.bonus is not None
+    for t, (before, action, after) in enumerate(steps):
+        for shown, picture in (
+            (trace.reconstruction, agent.world.decoder(after.latent.feat)),
+            (trace.prediction, agent.world.predict(after.latent)),
+        ):
+            assert np.array_equal(shown[t], (picture[0].detach().clamp(0, 1) * 255).round().byte().numpy())
+        if t:
+            here = torch.ones(1, dtype=torch.bool)
+            ask = Transition(before.latent.feat, torch.from_numpy(action), after.latent.feat, here)
+            assert trace.bonus[t] == pytest.approx(float(agent.curiosity.reward(ask)), rel=1e-4, abs=1e-6)
+    assert (trace.reconstruction != trace.prediction).any()
+
+
+def test_sampled_play_hangs_on_its_seed_alone() -> None:
+    fresh, used = make_agent(CONTINUOUS), make_agent(CONTINUOUS)
+    used.uniform(5)  # as training goes on
+    one, two = (evaluate(agent, env_of(PENDULUM), episodes=2, seed=7, policy="sample") for agent in (fresh, used))
+    assert one == two

@@ -240,3 +240,17 @@ def test_the_agent_hands_out_what_it_felt(curiosity: str, monkeypatch: pytest.Mo
     assert agent.felt.dreamed.shape[:2] == dreams[0].action.shape[:2]
     assert not agent.felt.replayed.requires_grad
     assert not agent.felt.dreamed.requires_grad
+
+
+def test_the_threshold_lies_halfway_however_rare_the_tv_is() -> None:
+    """Halfway between the means, not where most frames are: 1.2 and 2.8 lie to either side of 2."""
+    source, probe = torch.Generator().manual_seed(0), TVProbe(4, CPU)
+    for _ in range(60):
+        on = torch.rand(8, 16, generator=source) < 0.05
+        feat = torch.randn(8, 16, 4, generator=source)
+        feat[..., 0] += 4 * on
+        probe.take(feat, on, feat)
+    detector = probe.fit()
+    assert detector is not None
+    for x, shown in ((1.2, False), (2.8, True)):
+        assert bool(detector.on(torch.tensor([x, 0.0, 0.0, 0.0]))) == shown

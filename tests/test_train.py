@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from dreamer_lpm.behavior import BehaviorConfig
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.envs import Envs, coverage
 from dreamer_lpm.envs.workers import Worker
-from dreamer_lpm.evaluate import export_agent
+from dreamer_lpm.evaluate import Scores, export_agent
 from dreamer_lpm.noisy_tv import TVImages, TVSpec
 from dreamer_lpm.noisy_tv.images import Pool
 from dreamer_lpm.presets import preset
@@ -39,9 +40,11 @@ from dreamer_lpm.probe import TVProbe
 from dreamer_lpm.report.measures import late_tv_share
 from dreamer_lpm.report.metrics import read_metrics
 from dreamer_lpm.report.strict_json import sealed
+from dreamer_lpm.report.video import EpisodeTrace
 from dreamer_lpm.settings import from_plain
 from dreamer_lpm.state import State
-from dreamer_lpm.train import Report, Stopped, train
+from dreamer_lpm.together import train_together
+from dreamer_lpm.train import Job, Report, Stopped, train
 from dreamer_lpm.types import STOPS, UserError
 from tests.tiny_run import TINY, WITH_TV, differences, everything, metrics, write_config
 
@@ -919,3 +922,69 @@ def no_leftovers() -> Iterator[None]:
     before = [signal.getsignal(s) for s in STOPS]
     yield
     assert [signal.getsignal(s) for s in STOPS] == before
+
+
+def test_the_best_agent_is_of_the_first_highest_return(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    returns = iter([1.0, 3.0, 3.0, 2.0, 0.0])
+    monkeypatch.setattr(train_module, "evaluate", lambda *_, **__: Scores([next(returns)], [1], [0.0]))
+    summary = train(replace(TINY, steps=90, eval_every=20, pictures=False), tmp_path).summary
+    assert summary["best_on_the_way"] == {"step": 40, "return": 3.0}
+
+
+def test_the_film_shows_the_tv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    films: list[EpisodeTrace] = []
+    monkeypatch.setattr(train_module, "episode_video", lambda path, trace, **_: films.append(trace))
+    train(replace(WITH_TV, steps=40, tv=TVSpec(trigger="always")), tmp_path)
+    assert films[-1].tv_on is not None
+    assert films[-1].tv_on.all()
+
+
+def test_a_disk_too_small_is_told_before_anything_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=0, used=0, free=1000))
+    with pytest.raises(UserError, match=r"The disk of .* does not suffice"):
+        train(TINY, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_run_takes_as_many_threads_as_it_says(tmp_path: Path) -> None:
+    for threads in (1, 2):
+        train(replace(TINY, steps=20, threads=threads, pictures=False), tmp_path / str(threads))
+        assert torch.get_num_threads() == threads
+
+
+def test_the_time_to_save_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, save = [0.0], State.save
+
+    def saving(self: State, *args: Any) -> None:
+        clock[0] += 5.0
+        save(self, *args)
+
+    monkeypatch.setattr(train_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(State, "save", saving)
+    summary = train(replace(TINY, steps=90, checkpoint_every=30, pictures=False), tmp_path).summary
+    assert summary["saving_seconds"] == 15.0
+
+
+def test_runs_of_one_process_share_its_time(tmp_path: Path) -> None:
+    cfg = replace(TINY, steps=60, pictures=False)
+    alone = train(cfg, tmp_path / "alone").summary
+    assert alone["shared_seconds"] == pytest.approx(alone["wall_seconds"])
+    for report in train_together([Job(replace(cfg, seed=s), tmp_path / str(s), together=2) for s in (1, 2)]):
+        assert isinstance(report, Report)
+        assert report.summary["shared_seconds"] == pytest.approx(report.summary["wall_seconds"] / 2)
+
+
+def test_a_run_goes_on_in_its_own_arithmetic_after_others_had_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[tuple[str, str]] = []
+    monkeypatch.setattr(train_module, "use_arithmetic", lambda *how: used.append(how))
+    run = object.__new__(train_module._Run)
+    run.cfg, run.state = TINY, None  # type: ignore[assignment]
+    assert len(list(run._want(None))) == 1
+    assert used == [(TINY.device, TINY.precision)]
+
+
+def test_the_steps_since_the_last_whole_bin_say_nothing_of_escape() -> None:
+    run = object.__new__(train_module._Run)
+    run.state = SimpleNamespace(tally=SimpleNamespace(tv_bins=[[0, 100]] * 5 + [[1, 2]]), step=502)  # type: ignore[assignment]
+    run.tv_chance = 0.0
+    assert run._escape()["escape_step"] == 0

@@ -73,7 +73,8 @@ def finish_all(out: Path, words: str, monkeypatch: pytest.MonkeyPatch) -> list[s
     class Done:
         caught = None
 
-        def __init__(self, **kwargs: Any) -> None: ...
+        def __init__(self, *, tidy: object, **_: Any) -> None:
+            assert tidy is (command.slim if "--slim" in words else None)
 
         def run(self, jobs: Any) -> list[str]:
             for job in jobs:

@@ -266,3 +266,9 @@ def test_what_was_asked_for_by_name_stays() -> None:
 
 def test_named_arms_can_all_be_made() -> None:
     plan(methods=["none"], arms=list(ARMS), seeds=1, env_name="CartPole-v1")
+
+
+def test_an_arm_is_written_over_a_method() -> None:
+    plan = Plan(TINY, {"m": {"seq_length": 4, "batch_size": 5}}, {"a": {"seq_length": 3}}, (0,))
+    cfg = plan.config(Key("m", "a", 0))
+    assert (cfg.seq_length, cfg.batch_size) == (3, 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import signal
@@ -320,3 +321,20 @@ def test_the_whole_grids_figures_stand_below_its_bar() -> None:
         screen.update({"lpm-remote-0": (50, 6_000)})
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.getvalue()).splitlines()
     assert any(line.strip() == "3 of 40 cells · 18,050 of 240,000 steps (8%)" for line in lines)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux")
+def test_a_cell_has_threads_a_process_group_and_a_hold_on_the_folder_of_its_own(yard: Yard) -> None:
+    """Ctrl-C is for the grid alone; and whoever kills the grid leaves cells that still hold its folder."""
+    script = """
+import json
+files = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
+threads = [os.environ.get("OMP_NUM_THREADS"), os.environ.get("MKL_NUM_THREADS")]
+(here / "about").write_text(json.dumps([threads, os.getpgrp() == os.getpid(), files]))
+finish()
+"""
+    yard.run([yard.job("a", script)])
+    threads, leads, files = json.loads((yard.folder / "a" / "about").read_text())
+    assert threads == ["1", "1"]
+    assert leads
+    assert str((yard.folder / ".lock").resolve()) in files

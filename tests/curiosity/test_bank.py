@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -350,3 +351,40 @@ def test_a_batch_without_a_transition_says_nothing_of_the_fit(kind: type[LPM | L
     for _ in range(3):
         learn(bonus, t)
     assert bonus.gate.count == (2 if kind is LPM else 3)  # one of LPM's is still of the queue that held none
+
+
+def test_rnd_asks_with_inputs_of_five_deviations_at_most_and_of_a_hundredth_at_least() -> None:
+    bonus, t = RND(hidden=8), transition(0)
+    learn(bonus, t)
+    asked: list[Tensor] = []
+    bonus.target.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0]))
+    bonus.mean.fill_(0.5)
+    bonus.square.fill_(0.25)  # nothing ever moved: the deviation is at its floor of 0.01
+    bonus.reward(t)
+    assert asked[-1].abs().max() == 5
+    bonus.mean.copy_(t.small_target[0, 0] - 0.03)
+    bonus.square.copy_(bonus.mean.square())
+    bonus.reward(t)
+    torch.testing.assert_close(asked[-1].flatten(0, -4)[0], torch.full((3, 16, 16), 3.0), rtol=1e-2, atol=1e-2)
+
+
+def test_amas_variance_departs_from_the_first_batch_alone() -> None:
+    bonus, t = AMA(DIMS, hidden=8), transition(0)
+    bonus.loss(t)
+    before = bonus.reward(t)
+    bonus.loss(replace(t, error=100 * mse(t)))
+    assert torch.equal(bonus.reward(t), before)
+
+
+def test_the_registry_hands_on_every_size() -> None:
+    cfg = CuriosityConfig(hidden=32, queue=99, rate=0.25, members=3, optimism=0.5)
+
+    def built(name: str) -> Any:
+        return build_curiosity(name, cfg, DIMS)
+
+    optimistic = built("lpm_optimistic")
+    assert (optimistic.optimism, optimistic.rate, optimistic.now.members) == (0.5, 0.25, 3)
+    assert built("disagreement").inner.models.members == 3
+    assert built("lpm_dual").rate == 0.25
+    assert built("lpm").inner.queue == 99
+    assert built("gamma_progress").inner.inner.rate == 0.25

@@ -102,3 +102,22 @@ def test_an_env_without_a_grid_has_no_cells() -> None:
     envs.reset_row()
     assert envs.grid is None
     assert envs.cells() == []
+
+
+@pytest.mark.parametrize(
+    ("env_id", "state", "cell"),
+    [
+        ("MountainCarContinuous-v0", (-1.2, -0.07), 0),
+        ("MountainCarContinuous-v0", (0.59, 0.069), 24 * 16 - 1),
+        ("MountainCar-v0", (-0.3, 0.03), 12 * 16 + 11),
+        ("Acrobot-v1", (0.1, -3.1, 9.0, 9.0), 12 * 24),
+    ],
+)
+def test_the_cell_of_a_known_state(env_id: str, state: tuple[float, ...], cell: int) -> None:
+    env = make_env(EnvConfig(env_id))
+    env.reset(seed=0)
+    env.unwrapped.state = np.array(state)  # type: ignore[attr-defined]
+    grid = grid_of(env)
+    assert grid is not None
+    assert grid.cell(env) == cell
+    env.close()

@@ -13,6 +13,7 @@ import pytest
 from gymnasium.error import DependencyNotInstalled
 
 from dreamer_lpm.envs import SUITES, EnvConfig, action_spec, check_env, factory, make_env, tv_chance
+from dreamer_lpm.envs import wrappers as wrappers_module
 from dreamer_lpm.envs.suites import gymnasium as suite_module
 from dreamer_lpm.noisy_tv import TVSpec, check_tv
 from dreamer_lpm.types import ActionSpec, UserError
@@ -480,3 +481,19 @@ def test_an_action_space_that_is_not_supported(space: gym.Space[Any], fix: str) 
 def test_numbers_below_one(field: str) -> None:
     with pytest.raises(UserError, match="must be at least 1, not 0"):
         EnvConfig(**{field: 0})
+
+
+@pytest.mark.parametrize(("repeat", "agent_steps"), [(1, 40), (4, 10)])
+def test_the_chance_of_a_tv_that_stays_on_is_that_of_the_agents_steps(repeat: int, agent_steps: int) -> None:
+    tv = TVSpec(trigger="passive", probability=0.1, persistence="sticky")
+    cfg = EnvConfig("Pendulum-v1", action_repeat=repeat, time_limit=40, tv=tv)
+    assert tv_chance(cfg) == pytest.approx(tv.chance_level(gym.spaces.Discrete(2), agent_steps), abs=0.03)
+
+
+def test_a_number_that_is_none_is_found_anywhere_in_an_observation() -> None:
+    bad, good = np.array([np.nan]), np.zeros(2)
+    for nested in (
+        lambda x: x, lambda x: {"a": good, "b": x}, lambda x: (good, x), lambda x: {"a": (good, {"b": x})}
+    ):  # fmt: skip
+        assert wrappers_module._is_finite(nested(good))
+        assert not wrappers_module._is_finite(nested(bad))

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from dreamer_lpm.envs import EnvConfig, Envs, Row, episode_seed, make_env
+from dreamer_lpm.envs import workers as workers_module
 from dreamer_lpm.envs.workers import ANSWER_WITHIN, MOST_RESTARTS, Worker
 from dreamer_lpm.noisy_tv import TVSpec
 from dreamer_lpm.noisy_tv.images import static
@@ -335,3 +336,31 @@ def test_a_signal_to_all_processes_is_the_runs_to_answer() -> None:
 def test_a_hung_env_is_going_again_within_30_seconds() -> None:
     """A process starts in a second or two; the test above measures it."""
     assert ANSWER_WITHIN <= 25
+
+
+def test_deaths_far_apart_are_not_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "CALM", 3)
+    with closing(Envs(MAKES["continuous"], 1, 5, workers=1)) as envs:
+        envs.reset_row()
+        for _ in range(MOST_RESTARTS + 1):
+            play(envs, 5)
+            os.kill(envs._workers[0]._process.pid, signal.SIGKILL)
+            play(envs, 2)
+        assert envs.restarts == MOST_RESTARTS + 1
+
+
+def test_where_one_cannot_start_no_other_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Worker] = []
+    start = Worker._start
+
+    def starting(self: Worker) -> None:
+        if made:
+            raise FileNotFoundError("gone")
+        start(self)
+        made.append(self)
+
+    monkeypatch.setattr(Worker, "_start", starting)
+    with pytest.raises(FileNotFoundError) as told:
+        Envs(MAKES["continuous"], 2, 5, workers=2)
+    assert told.tb, "its frames are alive"
+    assert made[0]._process.poll() is not None

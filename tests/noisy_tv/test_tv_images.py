@@ -142,3 +142,8 @@ def test_folders_that_cannot_serve_name_the_fix(tmp_path):
 def test_an_unknown_source_lists_the_known():
     with pytest.raises(NoisyTVError, match="use one of auto, cifar10"):
         load_images("imagenet")
+
+
+def test_no_photo_is_dull() -> None:
+    """A level that is no constant of the code: the quarter of a photo's brightest and darkest are 12 apart at least."""
+    assert spread(load_images("photos")[0].pictures).min() >= 12

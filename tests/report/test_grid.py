@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -269,3 +270,40 @@ def test_a_damaged_run_is_answered(name: str, content: str, tmp_path: Path) -> N
 def test_no_grid(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no grid"):
         read_grid(tmp_path)
+
+
+def test_a_late_share_is_judged_by_only_if_all_have_it(tmp_path: Path) -> None:
+    folder = write_grid(tmp_path / "grid", {"lpm": [0.1] * 3})
+    assert read_grid(folder).share_measure("remote") is LATE_SHARE
+    changed(read_grid(folder).of("lpm", "remote")[0].folder / "summary.json", tv_share_last_quarter=None)
+    assert read_grid(folder).share_measure("remote") is SHARE
+
+
+def test_an_idle_agent_before_another_tv_is_no_measure(tmp_path: Path) -> None:
+    folder = write_grid(tmp_path / "grid", {"none": [0.9] * 3, "rnd": [0.6, 0.61, 0.62]})
+    for cell in read_grid(folder).of("none", "remote"):
+        settings = json.loads((cell.folder / "config.json").read_text())["config"]
+        changed(cell.folder / "config.json", config={**settings, "agent": {"curiosity": "none", "extrinsic": 0}})
+        changed(cell.folder / "summary.json", tv_chance=0.85)
+    assert verdict(read_grid(folder), "rnd", "remote").word == "captured"
+
+
+def test_another_action_repeat_is_another_env(tmp_path: Path) -> None:
+    cells = []
+    for repeat in (1, 2):
+        cells.append(Cell("m", "a", 0, tmp_path / str(repeat)))
+        cells[-1].folder.mkdir()
+        settings = {"env_name": "x", "action_repeat": repeat, "time_limit": None}
+        changed(cells[-1].folder / "config.json", config=settings)
+    assert cells[0].env != cells[1].env
+
+
+def test_a_run_of_several_says_its_own_share_of_the_time(tmp_path: Path) -> None:
+    changed(tmp_path / "summary.json", wall_seconds=60, runs_in_process=2, shared_seconds=41.5)
+    assert Cell("m", "a", 0, tmp_path).seconds == 41.5
+
+
+def changed(path: Path, **changes: Any) -> None:
+    """A JSON file with these keys; None takes one away."""
+    data = (json.loads(path.read_text()) if path.exists() else {}) | changes
+    path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))

@@ -361,3 +361,13 @@ def test_wandb_without_a_login_says_what_to_do(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False))
     with pytest.raises(UserError, match="wandb login"):
         WandbSink(project="p", directory=tmp_path, mode="online")
+
+
+def test_what_is_before_the_position_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    with MetricsLog(tmp_path) as log:
+        log.write(1, "train", {"a": 1.0})
+        assert not synced
+        log.position()
+        assert synced

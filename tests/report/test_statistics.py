@@ -152,3 +152,12 @@ def test_band_is_the_estimate_at_every_point() -> None:
         assert (low[t], high[t]) == pytest.approx((found.low, found.high), abs=0.15)
     lone = band(curves[:1])
     assert all((part == curves[0]).all() for part in lone)
+
+
+def test_a_gain_that_is_not_clear_has_nothing_to_keep() -> None:
+    """The mean is above nothing, the interval is not."""
+    assert share_kept([5.0] * 4, [-30.0, -5.0, 40.0, 60.0], nothing=0.0) is None
+
+
+def test_a_resample_without_a_gain_is_left_out() -> None:
+    assert interval(np.array([math.nan, 1.0, 1.0, 3.0])) == pytest.approx((1.0, 2.9))

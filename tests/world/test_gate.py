@@ -184,3 +184,24 @@ def test_hard_first_frames_alone_do_not_close_the_gate(marked: bool) -> None:
     gate = knowing_gate()
     gate.loss(told(errors), errors, is_first if marked else torch.zeros_like(is_first))
     assert bool(gate.active == 0) == marked
+
+
+def test_the_threshold_stays_where_it_was_while_one_kind_is_left() -> None:
+    """It would drift into the middle of that kind, and half of all frames would be declined."""
+    gate, no_first = knowing_gate(), torch.zeros(8, 32, dtype=torch.bool)
+    two = torch.where(torch.arange(32) < 16, scattered(-2, 0.2), scattered(-6, 0.2, seed=1))
+    gate.loss(told(two), two, no_first)
+    found, one = gate.threshold.clone(), scattered(-6, 0.2, seed=2)
+    for _ in range(50):
+        gate.loss(told(one), one, no_first)
+    assert torch.equal(gate.threshold, found)
+    assert gate.active == 1
+    assert (gate.look(told(one)) > 0.99).all()
+
+
+def test_the_threshold_follows_slowly() -> None:
+    gate, no_first = knowing_gate(), torch.zeros(8, 32, dtype=torch.bool)
+    for high, wanted in ((-2.0, -4.0), (0.0, -3.9)):  # halfway at first; then a tenth of the way to -3
+        errors = torch.where(torch.arange(32) < 16, high, -6.0).expand(8, 32)
+        gate.loss(told(errors), errors, no_first)
+        assert float(gate.threshold) == pytest.approx(wanted, abs=0.01)

@@ -199,3 +199,10 @@ def test_each_dreamt_state_follows_from_the_one_before_by_the_action_taken_in_it
     for h in range(5):
         state = imagined(world.rssm, state, dream.action[h], noise[h])
         torch.testing.assert_close(dream.feat[h + 1], state.feat)
+
+
+def test_a_fresh_posterior_tells_pictures_apart() -> None:
+    """Codes that differ between frames from the first update on: learning takes off that much sooner."""
+    world, batch = tiny_world(), random_batch(lead=(4, 6))
+    lesson = world.watch(batch, codes(world.rssm, batch.reward.shape, generator()))
+    assert lesson.post.exp().amax(-1).mean() > 0.6

@@ -7,6 +7,7 @@ no torch.
 from __future__ import annotations
 
 import importlib
+import io
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from importlib.metadata import version
 from typing import cast
 
 from dreamer_lpm.noisy_tv import NoisyTVError
-from dreamer_lpm.types import UserError, is_the_machines
+from dreamer_lpm.types import UserError, is_the_machines, printable
 
 Command = Callable[[list[str]], int]
 COMMANDS = {
@@ -71,6 +72,9 @@ def _command(name: str) -> Command:
 def _guard(command: Command, args: list[str]) -> int:
     """Run a command. A user's mistake becomes one line and status 2, a fault of the machine's one line and status 1, a
     stop the shell's 128 + signal."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of a name that it has no letters for, it prints the codes
+            stream.reconfigure(errors="backslashreplace")
     if "" not in sys.path:
         sys.path.append("")  # an env of one's own is found where one stands; last, to hide nothing
     try:
@@ -79,7 +83,7 @@ def _guard(command: Command, args: list[str]) -> int:
         importlib.import_module("dreamer_lpm.report.terminal").print_to_nobody()
         return 0
     except (UserError, NoisyTVError, OSError) as error:
-        print("error:", *str(error).split(), file=sys.stderr)
+        print("error:", printable(" ".join(str(error).split())), file=sys.stderr)
         return 1 if is_the_machines(error) else 2
     except _out_of_memory():
         return _too_large()

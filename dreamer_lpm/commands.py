@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dreamer_lpm.checkpoint import checkpoints
-from dreamer_lpm.config import ELSEWHERE, RunConfig, check_resumed, from_flags, settled
+from dreamer_lpm.config import ELSEWHERE, MOST_EPISODES, RunConfig, check_resumed, from_flags, settled
 from dreamer_lpm.envs import make_env
 from dreamer_lpm.evaluate import evaluate, export_agent, load, record
 from dreamer_lpm.machine import let_streams_run_side_by_side, pick_device
@@ -29,7 +29,7 @@ from dreamer_lpm.report.metrics import METRICS_FILE
 from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.report.strict_json import partial_of
 from dreamer_lpm.report.summary import SUMMARY_FILE
-from dreamer_lpm.report.video import episode_video
+from dreamer_lpm.report.video import episode_video, find_ffmpeg
 from dreamer_lpm.settings import from_plain, read_file, read_seeds
 from dreamer_lpm.team import Team, joined
 from dreamer_lpm.together import train_together
@@ -45,7 +45,7 @@ from dreamer_lpm.train import (
     train,
     vain,
 )
-from dreamer_lpm.types import UserError, is_the_machines
+from dreamer_lpm.types import UserError, is_the_machines, printable
 
 RUNS = Path("runs")
 MISTAKE = 2  # exit status of a user's mistake, as the command line's
@@ -315,15 +315,18 @@ def eval_command(args: list[str]) -> int:
     )
     parser.add_argument("--trust", action="store_true", help="let the agent's env import a Python module of its own")
     options = parser.parse_args(args)
-    if options.episodes < 1:
-        raise UserError(f"--episodes must be at least 1, not {options.episodes}.")
+    if not 1 <= options.episodes <= MOST_EPISODES:
+        raise UserError(f"--episodes must be at least 1, and at most {MOST_EPISODES:,}, not {options.episodes}.")
     if not 0 <= options.seed < 2**64:  # what torch's generators take
         raise UserError(f"--seed must be 0 to 2**64 - 1, not {options.seed}.")
-    partial_of(options.video)  # a folder is refused before anything is played
+    # A folder, a place where nothing can be, or no ffmpeg: said before anything is played.
+    partial_of(options.video)
+    find_ffmpeg()
+    options.video.parent.mkdir(parents=True, exist_ok=True)
     if options.video.suffix != ".mp4":
         raise UserError(f"The video is an MP4: name it {options.video.with_suffix('.mp4')}.")
     player = load(options.agent, options.device)
-    if "run" not in player.about:
+    if not isinstance(player.about.get("run"), dict):
         raise UserError(f"{options.agent} does not say which run it is from; play it with dreamer_lpm.load instead.")
     cfg = from_plain(RunConfig, player.about["run"])
     module, colon, _ = cfg.env_name.rpartition(":")
@@ -338,7 +341,7 @@ def eval_command(args: list[str]) -> int:
         return make_env(env, images=images)
 
     scores = evaluate(player.agent, make, episodes=options.episodes, seed=options.seed)
-    table = Table(title=Text(f"{options.agent} in {cfg.env_name}"))
+    table = Table(title=Text(printable(f"{options.agent} in {cfg.env_name}")))
     for column in ("episode", "return", "agent steps", "TV share"):
         table.add_column(column, justify="right")
     for i, (got, length, share) in enumerate(zip(scores.returns, scores.lengths, scores.tv_shares, strict=True)):

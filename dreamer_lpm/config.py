@@ -121,12 +121,10 @@ class RunConfig:
             raise UserError(
                 f"tv_images ({self.tv_images}) and tv.source ({self.tv.source}) say two things; leave one of them out."
             )
-        for name, value in _numbers(self.agent):
-            least = 1 if isinstance(value, int) else 0
-            if value < least:
-                raise UserError(f"{name} must be {least} or more, not {value}.")
-            if value == 0 and name in _NEVER_ZERO:
-                raise UserError(f"{name} must be above 0.")
+        for name, most in (("eval_episodes", MOST_EPISODES), ("threads", MOST_THREADS)):
+            if getattr(self, name) > most:
+                raise UserError(f"{name} must be {most:,} or less, not {getattr(self, name)}.")
+        _check_numbers(self.agent)
         _check_rssm(self.agent.world.rssm)
         _check_stages(self.agent.world.stages)
         _check_behavior(self.agent.behavior)
@@ -153,6 +151,8 @@ class RunConfig:
         )
 
 
+MOST_EPISODES, MOST_THREADS, MOST_UNITS = 10_000, 1_024, 1_000_000
+"""More of them side by side, or of anything that an agent is built of, is a slip of the finger."""
 ELSEWHERE = ("data_dir", "wandb", "wandb_project", "wandb_entity", "wandb_run_name")
 """Where things are kept or logged, which is no part of what a run is."""
 # What may differ between a run and its continuation; anything else would make it another run.
@@ -161,6 +161,7 @@ _CHANGEABLE = {
     "threads",  # one or two compute the same bits
     "env_workers",  # the same rows
     "pictures",
+    "eval_episodes",
     *ELSEWHERE,
     "log_every",
     "checkpoint_every",
@@ -180,6 +181,18 @@ def _numbers(cfg: Any, where: str = "") -> Iterator[tuple[str, float]]:
             yield from _numbers(value, f"{name}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield name, value
+
+
+def _check_numbers(cfg: AgentConfig) -> None:
+    """Raises UserError at a size, rate or weight that no agent can have."""
+    for name, value in _numbers(cfg):
+        least = 1 if isinstance(value, int) else 0
+        if value < least:
+            raise UserError(f"{name} must be {least} or more, not {value}.")
+        if isinstance(value, int) and value > MOST_UNITS:
+            raise UserError(f"{name} must be {MOST_UNITS:,} or less, not {value}.")
+        if value == 0 and name in _NEVER_ZERO:
+            raise UserError(f"{name} must be above 0.")
 
 
 def _check_memory(cfg: RunConfig) -> None:

@@ -26,7 +26,7 @@ from dreamer_lpm.report.grid import Cell
 from dreamer_lpm.report.metrics import METRICS_FILE, read_metrics
 from dreamer_lpm.report.summary import SUMMARY_FILE, versions
 from dreamer_lpm.train import BEST_AGENT, CONFIG_FILE, is_begun, read_config
-from dreamer_lpm.types import UserError
+from dreamer_lpm.types import UserError, printable
 
 
 class Finding(NamedTuple):
@@ -47,7 +47,7 @@ def main(args: list[str]) -> int:
     found = list(examine_machine() if run is None else examine(run))
     width = max(len(finding.what) for finding in found)
     for state, what, words in found:
-        print(f"{state:<7}  {what:<{width}}  {words}")
+        print(printable(f"{state:<7}  {what:<{width}}  {words}"))
     return int(any(finding.state == "damaged" for finding in found))
 
 

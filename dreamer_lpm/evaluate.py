@@ -68,6 +68,10 @@ def _played(
 ) -> Iterator[Envs]:
     """Envs to play in while the agent's generator is lent out; it is put back, and they are closed, afterwards."""
     envs = Envs(make, episodes, seed, workers=workers)
+    if envs.action_spec != agent.spec:
+        envs.close()
+        wanted, offered = (f"{spec.size} {spec.kind} actions" for spec in (agent.spec, envs.action_spec))
+        raise UserError(f"The agent has learned {wanted} and this env takes {offered}: play it where it learned.")
     kept = agent.generator.get_state()
     agent.generator.manual_seed(seed)
     try:

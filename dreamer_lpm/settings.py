@@ -28,11 +28,18 @@ _SHORT = reprlib.Repr()  # a page of YAML can refer to itself until its repr fil
 _SHORT.maxlevel, _SHORT.maxstring = 2, 80
 
 
+MOST_SEEDS = 1000  # of one command
+
+
 def read_seeds(text: str) -> list[int]:
     """``0..15``, or ``0,3,7``. Raises UserError."""
     first, dots, last = text.partition("..")
     try:
+        if dots and int(last) - int(first) >= MOST_SEEDS:
+            raise UserError(f"--seeds {text} would be more than {MOST_SEEDS:,} runs; name fewer.")
         found = list(range(int(first), int(last) + 1)) if dots else [int(part) for part in text.split(",")]
+    except UserError:
+        raise
     except ValueError:
         found = []
     if not found or min(found) < 0 or len(set(found)) < len(found):

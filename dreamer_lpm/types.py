@@ -53,6 +53,11 @@ class UserError(ValueError):
     """A mistake the user can mend. Its message is one sentence that names the fix; the command line prints it alone."""
 
 
+def printable(text: str) -> str:
+    """``text`` for a terminal: what is no letter, sign or white space is spelt, lest a name in a file steers it."""
+    return "".join(c if c.isprintable() or c in "\t\n" else ascii(c)[1:-1] for c in text)
+
+
 def is_the_machines(error: BaseException) -> bool:
     """Whether a fault of the machine's is behind the error, and no mistake: another try may not meet it."""
     return any(isinstance(e, OSError) and e.errno in _PASSING for e in (error, error.__cause__))

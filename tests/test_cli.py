@@ -845,3 +845,46 @@ def test_weights_and_biases_offline(folder: Path) -> None:
     [log] = (folder / "runs" / "mine").glob("wandb/offline-run-*/*.wandb")
     assert log.stat().st_size > 0
     assert not (folder / "wandb").exists()
+
+
+# --- files and names of others ----------------------------------------------------------------------------------------
+
+
+def test_a_name_in_a_file_does_not_steer_the_terminal(agent_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = torch.load(agent_file, weights_only=True)
+    data["about"]["run"]["env_name"] = "\x1b]0;mine\x07Nowhere-v0"
+    torch.save(data, agent_file)
+    assert cli.main(["eval", "agent_lpm.pth"]) == 2
+    told = capsys.readouterr().err
+    assert "\x1b" not in told
+    assert "\\x1b]0;mine\\x07Nowhere-v0" in told
+
+
+def test_a_name_for_which_there_are_no_letters_is_spelt(agent_file: Path) -> None:
+    agent_file.rename("é.pth")
+    args = [sys.executable, "-m", "dreamer_lpm", "export", "é.pth", "--out", "ü"]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(args, capture_output=True, text=True, env=ascii_only, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("\\xfc: play it with:")
+
+
+def test_an_agent_of_other_actions_is_told_so(agent_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = torch.load(agent_file, weights_only=True)
+    data["about"]["run"]["env_name"] = "CartPole-v1"
+    torch.save(data, agent_file)
+    assert cli.main(["eval", "agent_lpm.pth", "--tv", "off"]) == 2
+    assert "this env takes 2 discrete actions" in capsys.readouterr().err
+
+
+def test_where_no_film_can_be_made_nothing_is_played(
+    agent_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> str:
+        raise RuntimeError("none")
+
+    monkeypatch.setattr(commands, "evaluate", None)  # nobody gets there
+    assert cli.main(["eval", "agent_lpm.pth", "--video", "/dev/null/x.mp4"]) != 0
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", missing)
+    assert cli.main(["eval", "agent_lpm.pth"]) == 2
+    assert "install ffmpeg" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import tyro
 
 from dreamer_lpm.config import RunConfig
 from dreamer_lpm.presets import PRESETS
-from dreamer_lpm.settings import from_plain, read_file, to_plain
+from dreamer_lpm.settings import from_plain, read_file, read_seeds, to_plain
 from dreamer_lpm.types import UserError
 
 
@@ -221,3 +221,24 @@ def test_a_yaml_bomb_is_answered_in_one_short_line(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             from_plain(Outer, data)
         assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"eval_episodes": 10**9}, "eval_episodes must be 10,000 or less"),
+        ({"threads": 10**9}, "threads must be 1,024 or less"),
+        ({"bonus": {"hidden": 10**30}}, "bonus.hidden must be 1,000,000 or less"),
+        ({"behavior": {"horizon": 10**9}}, "behavior.horizon must be 1,000,000 or less"),
+    ],
+)
+def test_a_slip_of_the_finger_is_told_by_the_name_of_its_setting(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        from_plain(RunConfig, changes)
+
+
+@pytest.mark.parametrize("text", ["0..1000", "0..99999999999", f"0..{10**30}"])
+def test_seeds_without_end_are_refused_at_once(text: str) -> None:
+    with pytest.raises(UserError, match=r"more than 1,000 runs; name fewer"):
+        read_seeds(text)
+    assert len(read_seeds("1..1000")) == 1000

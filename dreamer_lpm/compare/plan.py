@@ -16,7 +16,7 @@ from dreamer_lpm.curiosity import REGISTRY
 from dreamer_lpm.envs import EnvConfig, action_spec, make_env
 from dreamer_lpm.noisy_tv import NoisyTVError, TVSpec, load_images
 from dreamer_lpm.presets import DEFAULT, preset
-from dreamer_lpm.settings import from_plain, read_file, to_plain
+from dreamer_lpm.settings import MOST_SEEDS, from_plain, read_file, to_plain
 from dreamer_lpm.train import vain
 from dreamer_lpm.types import ActionSpec, UserError
 
@@ -204,7 +204,6 @@ class Machine:
         )
 
 
-MOST_SEEDS = 1000  # that a number can count; who writes a larger one means the seed of that name
 _SEED = "The seeds of a grid come from --seeds; leave 'seed' out of the settings."
 
 
@@ -347,7 +346,7 @@ def _seeds(given: Any) -> tuple[int, ...]:
     if any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in listed):
         raise UserError("seeds must be whole numbers, 0 or more: one says how many, a list says which.")
     if isinstance(given, int):
-        if given > MOST_SEEDS:
+        if given > MOST_SEEDS:  # who writes it means the seed of that name
             raise UserError(f"{given} would be {given:,} seeds; for the one of that number write {given}..{given}.")
         listed = list(range(given))
     if not listed or len(set(listed)) < len(listed):

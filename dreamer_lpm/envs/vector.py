@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,7 +168,8 @@ class Envs:
     def close(self) -> None:
         """Frees what the envs hold; they cannot be stepped afterwards."""
         for lane in self._lanes:
-            lane.env.close()
+            with suppress(Exception):  # what an env says at its end is no reason to lose what was learned
+                lane.env.close()
         for worker in self._workers:
             worker.close()
 

@@ -141,7 +141,13 @@ class Picture(gym.Wrapper[Any, Any, Any, Any]):
             frame: Any = self.env.render()
         except Exception as error:  # every renderer (pygame, OpenGL, Qt, ...) fails in its own way
             raise UserError(_cannot_draw(self, error)) from error
-        if not (isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3):
+        if not (
+            isinstance(frame, np.ndarray)
+            and frame.dtype == np.uint8
+            and frame.ndim == 3
+            and frame.shape[2] == 3
+            and frame.size
+        ):
             raise UserError(
                 f"render() of {env_name(self)} returned {_describe(frame)}; with render_mode='rgb_array' "
                 "it must return a uint8 array of shape (height, width, 3)."

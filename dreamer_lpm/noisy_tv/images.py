@@ -37,6 +37,9 @@ CROP = 32
 # not the standard deviation, which a single star on black sky suffices to raise. About 1,220 of 3,976 crops pass.
 LEAST_SPREAD = 12.0
 FOLDER_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+# Of a file with whatever suffix. Pillow has others, one of which runs another program (EPS: Ghostscript).
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
+_MOST_PIXELS = 50_000_000  # a few kilobytes may claim to be gigabytes
 _LARGEST_SIDE = 64  # of a folder's pictures, roughly: the frames they are shown in are no larger as a rule
 _POOL_SEED = 0x9001
 _POOL_TRIES = 100  # draws per picture before a source counts as exhausted; the last of K distinct needs about K
@@ -240,7 +243,11 @@ def _shrink(picture: Picture) -> Picture:
 def _read_picture(path: Path) -> Picture:
     pillow = require("PIL.Image", "pillow")
     try:
-        with pillow.open(path) as picture:  # of an animation, the first
+        if not path.is_file():  # a pipe may never end
+            raise ValueError("no regular file")
+        with pillow.open(path, formats=_FORMATS) as picture:  # of an animation, the first
+            if picture.width * picture.height > _MOST_PIXELS:
+                raise ValueError(f"more than {_MOST_PIXELS:,} pixels")
             if picture.mode.startswith("I"):  # 16 bits of grey, which "RGB" would cut off at 255
                 return np.asarray(np.repeat(np.asarray(picture)[..., None] >> 8, 3, axis=-1), np.uint8)
             return np.asarray(picture.convert("RGB"), np.uint8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from dreamer_lpm.report.metrics import Row
 from dreamer_lpm.report.statistics import band
 
 POINTS = 80
+_MOST = 1e100  # of a figure that sums and squares can be taken of
 SMOOTHING = 5  # episodes in the running mean: the one that "solved" is judged by
 
 
@@ -38,7 +38,7 @@ def series(rows: Sequence[Row], kind: str, key: str, arm: str | None = None) -> 
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < _MOST  # NaN is not, either
 
 
 def trailing_mean(values: np.ndarray) -> np.ndarray:

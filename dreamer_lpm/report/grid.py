@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ import numpy as np
 from dreamer_lpm.report.measures import WINDOW
 from dreamer_lpm.report.metrics import METRICS_FILE, Row, read_metrics
 from dreamer_lpm.report.statistics import Estimate, estimate, probability_of_improvement, proportion, share_kept
-from dreamer_lpm.report.strict_json import write_atomically, write_json
+from dreamer_lpm.report.strict_json import loads, write_atomically, write_json
 from dreamer_lpm.report.summary import SUMMARY_FILE
 from dreamer_lpm.types import UserError
 
@@ -90,8 +89,7 @@ class Cell:
         """The run's ``summary.json``; None while it is not finished."""
         path = self.folder / SUMMARY_FILE
         found = _read(path) if path.is_file() else None
-        numbers = (found[key] for key in ("env_steps", *(m.key for m in MEASURES)) if found and key in found)
-        if not all(x is None or isinstance(x, int | float) for x in numbers):
+        if not _fits(found or {}, _SUMMARY):
             raise _damaged(path)
         return found
 
@@ -100,7 +98,7 @@ class Cell:
         """The run's settings; empty before it starts."""
         path = self.folder / "config.json"
         found = _read(path).get("config", {}) if path.is_file() else {}
-        if not isinstance(found, dict):
+        if not (isinstance(found, dict) and _fits(found, _CONFIG)):
             raise _damaged(path)
         return found
 
@@ -112,7 +110,10 @@ class Cell:
     @property
     def videos(self) -> list[Path]:
         """The run's films, oldest first; a user's own, named otherwise, are left out."""
-        films = [p for p in (self.folder / "videos").glob("eval_iter_*.mp4") if p.stem.split("_")[2].isdecimal()]
+        films = [
+            p for p in (self.folder / "videos").glob("eval_iter_*.mp4")
+            if p.stem.split("_")[2].isdecimal() and p.is_file() and not p.is_symlink()  # a page may take them in
+        ]  # fmt: skip
         return sorted(films, key=lambda p: int(p.stem.split("_")[2]))
 
     def value(self, measure: Measure) -> float | None:
@@ -301,21 +302,43 @@ def read_grid(folder: Path) -> Grid:
     try:
         if about["format"] != FORMAT:
             raise UserError(f"{path} has format {about['format']}, this version reads {FORMAT}; update dreamer-lpm.")
+        if not (_fits(about, _GRID) and all(_fits(arm, _ARM) for arm in about["arms"].values())):
+            raise _damaged(path)
+        if any(Path(c["folder"]).is_absolute() or ".." in Path(c["folder"]).parts for c in about["cells"]):
+            raise UserError(f"{path} has cells outside of {folder}; move them there, and name them so.")
         arms = {name: Arm(name, arm.get("words", ""), arm.get("sham")) for name, arm in about["arms"].items()}
         cells = [Cell(c["method"], c["arm"], int(c["seed"]), folder / c["folder"]) for c in about["cells"]]
         return Grid(folder, list(about["methods"]), arms, [int(s) for s in about["seeds"]], cells, about)
-    except (KeyError, TypeError, AttributeError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} is damaged (at {error}); restore it, or start the grid in a new folder.") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise _damaged(path) from None
     if not isinstance(data, dict):
         raise _damaged(path)
     return data
+
+
+_NUMBER = (int, float)
+_FIGURES = ("env_steps", "tv_chance", "wall_seconds", "shared_seconds", "runs_in_process", *(m.key for m in MEASURES))
+_SUMMARY = {**dict.fromkeys(_FIGURES, _NUMBER), "versions": dict}
+_CONFIG = {"env_name": str, "agent": dict, "tv": dict, "steps": _NUMBER, "prefill": _NUMBER}
+_GRID = {
+    "env_name": str, "commands": list, "arms": dict, "methods": dict, "seeds": list, "cells": list, "common": dict,
+    "machine": dict,
+}  # fmt: skip
+_ARM = {"settings": dict, "words": str, "sham": str}
+
+
+def _fits(data: Mapping[str, Any], kinds: Mapping[str, Any]) -> bool:
+    """Whether what there is of these keys is of its kind, or null."""
+    return all(data.get(key) is None or isinstance(data[key], kind) for key, kind in kinds.items())
 
 
 def _damaged(path: Path) -> UserError:

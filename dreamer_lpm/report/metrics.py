@@ -9,7 +9,6 @@ here and in the views, so that no line is doubled or missing after a crash.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -18,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
-from dreamer_lpm.report.strict_json import dumps
+from dreamer_lpm.report.strict_json import dumps, loads
 from dreamer_lpm.types import UserError
 
 METRICS_FILE = "metrics.jsonl"
@@ -115,7 +114,7 @@ def scalars(row: Row) -> dict[str, float]:
 
 
 def _parse(text: str | bytes) -> Row:
-    row = json.loads(text)
+    row = loads(text)
     return {key: _nan_for_null(value) for key, value in row.items()}
 
 

@@ -35,6 +35,23 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON: give a number, text, a list or a mapping")
 
 
+def loads(text: str | bytes) -> Any:
+    """What a file of somebody else's says. Raises ValueError where it is no JSON, nested without end, or holds a whole
+    number beyond 64 bits.
+    """
+    try:
+        return json.loads(text, parse_int=_whole)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _whole(digits: str) -> int:
+    number = int(digits)
+    if not -(2**63) <= number < 2**64:
+        raise ValueError("a number beyond 64 bits")
+    return number
+
+
 def dumps(value: Any, *, indent: int | None = None) -> str:
     """One JSON text of ``plain(value)``, keys in the order given."""
     return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)

@@ -8,6 +8,8 @@ from contextlib import suppress
 
 from rich.console import Console
 
+from dreamer_lpm.types import printable
+
 
 def print_to_nobody() -> None:
     """From now on, so that what is printed otherwise, and Python's end, do not fail either."""
@@ -17,7 +19,7 @@ def print_to_nobody() -> None:
 
 def say(console: Console, text: str, *, prose: bool = False) -> None:
     """Print ``text`` as it is: a line that somebody may copy. ``prose``: a terminal may break it between words."""
-    console.print(text, markup=False, highlight=False, soft_wrap=not (prose and console.is_terminal))
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=not (prose and console.is_terminal))
 
 
 def share_of(done: int, total: int) -> float:

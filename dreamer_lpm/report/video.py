@@ -274,16 +274,20 @@ def _encode(path: Path, frames: Iterable[np.ndarray], fps: int) -> None:
             raise OSError(f"ffmpeg could not write {path}: {log.read().decode(errors='replace').strip()}")
 
 
-def _command(path: Path, width: int, height: int, fps: int) -> list[str]:
+def find_ffmpeg() -> str:
+    """Where it is. Raises UserError where there is none."""
     try:
-        ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError as error:
         raise UserError("No ffmpeg for this machine: install ffmpeg, or set IMAGEIO_FFMPEG_EXE to its path.") from error
+
+
+def _command(path: Path, width: int, height: int, fps: int) -> list[str]:
     raw = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i -"
     # yuv420p is the one pixel format that all browsers play; crf 18 keeps the noise of a TV frame crisp.
     coded = "-an -c:v libx264 -preset medium -crf 18 -threads 1 -pix_fmt yuv420p -movflags +faststart -f mp4"
     return [
-        ffmpeg,
+        find_ffmpeg(),
         "-y",
         "-loglevel",
         "error",

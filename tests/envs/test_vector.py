@@ -355,3 +355,13 @@ def test_closing_one_env_leaves_the_others_alone(env_id: str) -> None:
     rows += [beside.step(random_actions(beside, rng)) for _ in range(2)]
     for a, b in zip(expected, rows, strict=True):
         assert_equal_rows(a, b)
+
+
+def test_an_env_that_fails_at_its_end_costs_nothing() -> None:
+    class Stubborn(CounterEnv):
+        def close(self) -> None:
+            raise ValueError("no")
+
+    envs = Envs(Stubborn, 2, 0)
+    envs.reset_row()
+    envs.close()

@@ -1,5 +1,6 @@
 """Where the pictures come from."""
 
+import os
 import sys
 
 import numpy as np
@@ -147,3 +148,24 @@ def test_an_unknown_source_lists_the_known():
 def test_no_photo_is_dull() -> None:
     """A level that is no constant of the code: the quarter of a photo's brightest and darkest are 12 apart at least."""
     assert spread(load_images("photos")[0].pictures).min() >= 12
+
+
+def test_a_file_of_a_strangers_runs_no_program_and_takes_no_gigabytes(tmp_path, monkeypatch):
+    """Pillow gives EPS to Ghostscript, whatever the file's suffix."""
+
+    def started(*args, **more):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("subprocess.check_call", started)
+    monkeypatch.setattr("subprocess.Popen", started)
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(NoisyTVError, match="is not a picture that can be read"):
+        load_images(f"folder:{tmp_path}")
+    Image.new("1", (8_000, 8_000)).save(picture)
+    with pytest.raises(NoisyTVError, match="more than 50,000,000 pixels"):
+        load_images(f"folder:{tmp_path}")
+    picture.unlink()
+    os.mkfifo(picture)
+    with pytest.raises(NoisyTVError, match="no regular file"):
+        load_images(f"folder:{tmp_path}")

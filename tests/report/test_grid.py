@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dreamer_lpm.report.command import write_report
 from dreamer_lpm.report.grid import (
     COVERAGE,
     LATE_SHARE,
@@ -307,3 +309,68 @@ def changed(path: Path, **changes: Any) -> None:
     """A JSON file with these keys; None takes one away."""
     data = (json.loads(path.read_text()) if path.exists() else {}) | changes
     path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arms": {"remote": {"words": 3}}}, {"commands": 3}, {"methods": ["none"]}, {"common": 3}, {"machine": 3},
+        {"seeds": ["x"]}, {"cells": [{"method": "m", "arm": "a", "seed": "x", "folder": "cells/0"}]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_grid_of_other_kinds_of_values_is_damaged(changes: dict[str, Any], folder: Path) -> None:
+    changed(folder / "grid.json", **changes)
+    with pytest.raises(UserError, match=r"grid\.json is damaged"):
+        read_grid(folder)
+
+
+@pytest.mark.parametrize("elsewhere", ["/etc", "../other", "cells/../../other"])
+def test_a_grids_cells_lie_in_it(elsewhere: str, folder: Path) -> None:
+    changed(folder / "grid.json", cells=[{"method": "m", "arm": "remote", "seed": 0, "folder": elsewhere}])
+    with pytest.raises(UserError, match="has cells outside of"):
+        read_grid(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("summary.json", {"tv_chance": "x"}), ("summary.json", {"versions": []}), ("summary.json", {"deep": "DEEP"}),
+        ("summary.json", {"eval_return_mean": 10**400}), ("config.json", {"config": {"tv": 3}}),
+        ("config.json", {"config": {"agent": "x"}}), ("config.json", {"config": {"steps": "x"}}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_run_of_other_kinds_of_values_is_damaged(name: str, changes: dict[str, Any], folder: Path) -> None:
+    path = folder / "cells" / "0" / name
+    changed(path, **changes)
+    path.write_text(path.read_text().replace('"DEEP"', "[" * 100_000 + "]" * 100_000))
+    with pytest.raises(UserError, match=rf"{name} is damaged"):
+        write_report(folder)
+
+
+def test_figures_beyond_all_measure_are_not_drawn(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_run(run, seed=0, result=-200.0, share=0.1)
+    with (run / "metrics.jsonl").open("a") as file:
+        for step, value in ((6200, 1.7e308), (6400, -1.7e308)):
+            file.write(json.dumps({"step": step, "kind": "episode", "return": value, "length": 1}) + "\n")
+    assert write_report(run).is_file()
+
+
+@pytest.mark.parametrize("line", ['{"step": 1' + "0" * 400 + ', "kind": "train"}', "[" * 100_000])
+def test_a_line_that_no_run_writes_is_named(line: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_run(run, seed=0, result=-200.0, share=0.1)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged at line"):
+        write_report(run)
+
+
+def test_a_film_that_is_a_link_or_a_pipe_is_none_of_the_runs(folder: Path) -> None:
+    cell = read_grid(folder).cells[0]
+    (cell.folder / "videos").mkdir()
+    (cell.folder / "videos" / "eval_iter_1_ep_0.mp4").symlink_to("/etc/passwd")
+    os.mkfifo(cell.folder / "videos" / "eval_iter_2_ep_0.mp4")
+    assert cell.videos == []

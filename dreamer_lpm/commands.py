@@ -316,13 +316,10 @@ def eval_command(args: list[str]) -> int:
     parser.add_argument("--trust", action="store_true", help="let the agent's env import a Python module of its own")
     options = parser.parse_args(args)
     if not 1 <= options.episodes <= MOST_EPISODES:
-        raise UserError(f"--episodes must be at least 1, and at most {MOST_EPISODES:,}, not {options.episodes}.")
+        raise UserError(f"--episodes must be 1 to {MOST_EPISODES:,}, not {options.episodes}.")
     if not 0 <= options.seed < 2**64:  # what torch's generators take
         raise UserError(f"--seed must be 0 to 2**64 - 1, not {options.seed}.")
-    # A folder, a place where nothing can be, or no ffmpeg: said before anything is played.
-    partial_of(options.video)
-    find_ffmpeg()
-    options.video.parent.mkdir(parents=True, exist_ok=True)
+    partial_of(options.video)  # a folder is refused before anything is played
     if options.video.suffix != ".mp4":
         raise UserError(f"The video is an MP4: name it {options.video.with_suffix('.mp4')}.")
     player = load(options.agent, options.device)
@@ -340,6 +337,8 @@ def eval_command(args: list[str]) -> int:
     def make() -> Any:
         return make_env(env, images=images)
 
+    find_ffmpeg()  # and so is a film that could not be made, or not be put there
+    options.video.parent.mkdir(parents=True, exist_ok=True)
     scores = evaluate(player.agent, make, episodes=options.episodes, seed=options.seed)
     table = Table(title=Text(printable(f"{options.agent} in {cfg.env_name}")))
     for column in ("episode", "return", "agent steps", "TV share"):

@@ -35,13 +35,13 @@ def read_seeds(text: str) -> list[int]:
     """``0..15``, or ``0,3,7``. Raises UserError."""
     first, dots, last = text.partition("..")
     try:
-        if dots and int(last) - int(first) >= MOST_SEEDS:
-            raise UserError(f"--seeds {text} would be more than {MOST_SEEDS:,} runs; name fewer.")
-        found = list(range(int(first), int(last) + 1)) if dots else [int(part) for part in text.split(",")]
-    except UserError:
-        raise
+        found = [int(part) for part in ((first, last) if dots else text.split(","))]
     except ValueError:
         found = []
+    if dots and found:
+        if found[1] - found[0] >= MOST_SEEDS:
+            raise UserError(f"--seeds {text} would be more than {MOST_SEEDS:,} runs; name fewer.")
+        found = list(range(found[0], found[1] + 1))
     if not found or min(found) < 0 or len(set(found)) < len(found):
         raise UserError(f"--seeds takes a range such as 0..15 or a list such as 0,3,7, not '{text}'.")
     return found

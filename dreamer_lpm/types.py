@@ -24,6 +24,7 @@ import signal
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
+from unicodedata import category
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +56,7 @@ class UserError(ValueError):
 
 def printable(text: str) -> str:
     """``text`` for a terminal: what is no letter, sign or white space is spelt, lest a name in a file steers it."""
-    return "".join(c if c.isprintable() or c in "\t\n" else ascii(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() or c in "\t\n" or category(c) == "Zs" else ascii(c)[1:-1] for c in text)
 
 
 def is_the_machines(error: BaseException) -> bool:

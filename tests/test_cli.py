@@ -755,7 +755,7 @@ def test_eval_without_the_tv_needs_no_pictures(
             ["shared/weights.safetensors"],
             "shared/weights.safetensors is one of the files of an exported agent; name its folder, shared.",
         ),
-        (["agent_lpm.pth", "--episodes", "0"], "--episodes must be at least 1, not 0."),
+        (["agent_lpm.pth", "--episodes", "0"], "--episodes must be 1 to 10,000, not 0."),
         (["agent_lpm.pth", "--seed", "-1"], "--seed must be 0 to 2**64 - 1, not -1."),
         (["agent_lpm.pth", "--seed", str(2**64)], f"--seed must be 0 to 2**64 - 1, not {2**64}."),
         (["agent_lpm.pth", "--video", "."], ". is a folder; name a file, such as FILE."),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dreamer_lpm.report.terminal import Terminal
+from dreamer_lpm.types import printable
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,3 +64,8 @@ def test_a_pipe_without_a_reader_ends_no_run(tmp_path: Path) -> None:
     process.communicate("\n\n", timeout=60)
     assert process.returncode == 0
     assert (tmp_path / "done").exists()
+
+
+def test_words_of_any_language_are_printed_and_what_steers_a_terminal_is_spelt() -> None:
+    assert printable("é 振り子 ° 😀 a\u3000b\u202f%\tc\n") == "é 振り子 ° 😀 a\u3000b\u202f%\tc\n"
+    assert printable("\x1b[2J\x07\x85\u202e\ud800") == r"\x1b[2J\x07\x85\u202e\ud800"

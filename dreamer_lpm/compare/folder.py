@@ -41,7 +41,7 @@ def known_machine(out: Path, plan: Plan) -> Machine | None:
             if name in about[kind]:
                 old = about[kind][name]
                 _same(out, f"{kind}.{name}.", old["settings"] if kind == "arms" else old, plain(settings))
-    return from_plain(Machine, about["machine"])
+    return from_plain(Machine, about["machine"], Machine("cpu", "fp32", 1))
 
 
 def _same(out: Path, where: str, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -332,18 +332,6 @@ def test_time_and_pace_are_those_of_all_sessions(tmp_path: Path, monkeypatch: py
     assert 160 / 4 <= report.summary["wall_seconds"] <= 160 / 4 + played
 
 
-def test_without_ffmpeg_a_run_goes_on_without_films(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def missing(*args: Any, **more: Any) -> Path:
-        raise UserError("No ffmpeg for this machine (none): install ffmpeg.")
-
-    monkeypatch.setattr(train_module, "episode_video", missing)
-    report = train(replace(TINY, eval_every=80), tmp_path)
-    assert report.summary["env_steps"] == 160
-    assert "No film: No ffmpeg for this machine" in " ".join(capsys.readouterr().out.split())
-
-
 def test_films_may_be_left_out_from_here_on(tmp_path: Path) -> None:
     first = train(TINY, tmp_path)
     more = train(replace(TINY, pictures=False, steps=200), tmp_path, resume=True)
@@ -357,19 +345,27 @@ def test_a_control_has_no_chance_to_be_found_out(tmp_path: Path, capsys: pytest.
         assert ("Random play without pictures finds out" in " ".join(capsys.readouterr().out.split())) == told
 
 
-@pytest.mark.parametrize("free", [0, 10**13], ids=["too little memory", "enough"])
-def test_a_state_that_cannot_be_leaves_no_process(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Worker] = []
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
+    """Every worker that is made."""
+    found: list[Worker] = []
     begin = Worker.__init__
 
     def beginning(self: Worker, *args: Any) -> None:
-        made.append(self)
+        found.append(self)
         begin(self, *args)
 
+    monkeypatch.setattr(Worker, "__init__", beginning)
+    return found
+
+
+@pytest.mark.parametrize("free", [0, 10**13], ids=["too little memory", "enough"])
+def test_a_state_that_cannot_be_leaves_no_process(
+    free: int, made: list[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*args: Any) -> Any:
         raise RuntimeError("no memory for it")
 
-    monkeypatch.setattr(Worker, "__init__", beginning)
     monkeypatch.setattr(forecast, "free_memory", lambda device: free)
     monkeypatch.setattr(state_module, "Replay", refuse)
     with pytest.raises(UserError, match=r"Memory does not suffice|does not fit into memory") as refused:
@@ -378,17 +374,9 @@ def test_a_state_that_cannot_be_leaves_no_process(free: int, monkeypatch: pytest
     assert [worker._process.poll() is None for worker in made] == [False]
 
 
-def test_a_refused_run_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_run_leaves_no_process(tmp_path: Path, made: list[Worker]) -> None:
     cfg = replace(TINY, steps=60, checkpoint_every=0)
     train(cfg, tmp_path)
-    made: list[Worker] = []
-    begin = Worker.__init__
-
-    def beginning(self: Worker, *args: Any) -> None:
-        made.append(self)
-        begin(self, *args)
-
-    monkeypatch.setattr(Worker, "__init__", beginning)
     with pytest.raises(UserError, match="kept no checkpoint") as refused:
         train(replace(cfg, steps=200, env_workers=1), tmp_path, resume=True)
     assert refused.tb, "its frames are alive, as those of --seeds are"

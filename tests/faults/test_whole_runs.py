@@ -73,15 +73,18 @@ def test_a_full_disk_is_told_even_if_the_logs_cannot_be_closed(tmp_path: Path, m
         train(RUN, tmp_path)
 
 
+@pytest.mark.parametrize("error", [OSError("ffmpeg could not write it: killed"), UserError("No ffmpeg here: get it.")])
 def test_a_film_that_cannot_be_written_ends_no_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*args: Any, **more: Any) -> Path:
-        raise OSError("ffmpeg could not write it: killed")
+        raise error
 
     monkeypatch.setattr(train_module, "episode_video", broken)
-    assert train(RUN, tmp_path).video is None
-    assert "No film: ffmpeg could not write it: killed" in capsys.readouterr().out
+    report = train(RUN, tmp_path)
+    assert report.video is None
+    assert report.summary["env_steps"] == RUN.steps
+    assert f"No film: {error}" in capsys.readouterr().out
 
 
 def test_a_stop_that_ends_the_encoder_too_is_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,16 +41,17 @@ class AgentConfig:
     behavior: BehaviorConfig = field(default_factory=BehaviorConfig)
     bonus: CuriosityConfig = field(default_factory=CuriosityConfig)
     curiosity: str = "lpm"
-    """Which bonus: none, prediction_error, icm, rnd, disagreement, ama, lbs, gamma_progress, lpm, lpm_guide, lpm_dual,
-    lpm_paired or lpm_optimistic; or a weighted sum, such as lpm_dual+0.5*disagreement."""
+    """Which bonus, or a weighted sum such as lpm_dual+0.5*disagreement.
+    There are none, prediction_error, icm, rnd, disagreement, ama, lbs, gamma_progress,
+    lpm, lpm_guide, lpm_dual, lpm_paired and lpm_optimistic."""
     lpm_eta: float = 1.0
     """Strength of curiosity: reward += lpm_eta * bonus. Larger is more curious, smaller more task-driven, 0 is off."""
     extrinsic: float = 1.0
     """Weight of the task's reward in dreams; 0 leaves curiosity alone (reward-free)."""
     sight: float = 0.5
-    """Price of going blind, where there is a task: of states whose frame the world model would decline to look at. A
-    dream that is blind from end to end pays this share of the returns' range, and blindness that goes on after it pays
-    on; where nothing is declined it changes nothing."""
+    """Price of going blind, where there is a task: of states whose frame the world model would decline to look at.
+    Where nothing is declined it changes nothing.
+    A dream that is blind from end to end pays this share of the returns' range, and blindness that goes on pays on."""
     world_lr: float = 3e-4
     """Learning rate of the world model."""
     actor_lr: float = 1e-4

@@ -36,8 +36,8 @@ class RunConfig:
     noisy_tv: bool = False
     """Put the Noisy TV in front of the env."""
     tv_images: str = "auto"
-    """What the TV shows: auto (CIFAR-10 if it is on disk or its server answers within 5 seconds, else photos), cifar10,
-    photos, static, digits or folder:PATH."""
+    """What the TV shows: cifar10, photos, static, digits, folder:PATH or auto.
+    auto: CIFAR-10 if it is on disk or its server answers within 5 seconds, else photos."""
     tv: TVSpec = field(default_factory=TVSpec)
     """When, where and how the TV shows it."""
     data_dir: Path | None = None

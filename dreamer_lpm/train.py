@@ -38,7 +38,7 @@ from dreamer_lpm.evaluate import AGENT_FILE, Scores, evaluate, record, save_agen
 from dreamer_lpm.guard import FIRST_ALARM, alarms, save_batch
 from dreamer_lpm.lock import RunLock
 from dreamer_lpm.machine import bf16_slowdown, keep_freed_memory, peak_memory, pick_device, use_arithmetic
-from dreamer_lpm.noisy_tv import ImageSource, TVImages, TVSpec, load_images
+from dreamer_lpm.noisy_tv import ImageSource, NoisyTVError, TVImages, TVSpec, load_images
 from dreamer_lpm.noisy_tv.images import pooled
 from dreamer_lpm.report.measures import BIN, escape_step, late_mean, late_tv_share
 from dreamer_lpm.report.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoardSink, WandbSink, read_metrics
@@ -249,6 +249,12 @@ class _Session:
                     return run.finish()
                 except NotFinite as found:
                     raise self._ill(state, found) from None
+                except (UserError, NoisyTVError, OSError, Stopped):
+                    raise
+                except Exception as error:  # of an env or a bonus: whoever wrote it needs the traceback
+                    where = f"At step {state.step:,}; {self._whole()}"
+                    error.add_note(f"{where}. Once that is mended, go on with --resume.")
+                    raise
         except OSError as error:  # also of the logs that are closed above
             raise UserError(self._unwritten(state.step, error)) from error
 

@@ -648,6 +648,9 @@ def test_every_option_has_words_and_its_default_is_said_once(capsys: pytest.Capt
         words = {p.arg_name: p.description or "" for p in docstring_parser.parse_from_object(type(cfg)).params}
         assert [f.name for f in fields(cfg) if not is_dataclass(getattr(cfg, f.name)) and not words.get(f.name)] == []
         assert [name for name, text in words.items() if "(default" in text] == []  # it follows by itself
+        # tyro keeps a docstring's line breaks: in the middle of a sentence they would leave ragged lines.
+        ragged = [name for name, text in words.items() if re.search(r"[^.;,]\n", text)]
+        assert ragged == []
     assert re.findall(r"^  --\S+(?: [A-Z_]+)?$", help_of(capsys, cli.main, ["eval", "--help"]), re.MULTILINE) == []
 
 

@@ -374,6 +374,25 @@ def test_a_state_that_cannot_be_leaves_no_process(
     assert [worker._process.poll() is None for worker in made] == [False]
 
 
+@pytest.mark.parametrize(
+    ("every", "told"), [(50, "the checkpoint step_000000050 is whole"), (0, "nothing was saved yet")]
+)
+def test_what_an_env_raises_keeps_its_traceback_and_says_what_is_saved(
+    every: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Envs.step
+
+    def stumbling(self: Envs, action: np.ndarray) -> dict[str, np.ndarray]:
+        if self.env_steps == 70:
+            raise ZeroDivisionError("in an env of one's own")
+        return step(self, action)
+
+    monkeypatch.setattr(Envs, "step", stumbling)
+    with pytest.raises(ZeroDivisionError) as found:
+        train(replace(TINY, checkpoint_every=every), tmp_path)
+    assert found.value.__notes__ == [f"At step 70; {told}. Once that is mended, go on with --resume."]
+
+
 def test_a_refused_run_leaves_no_process(tmp_path: Path, made: list[Worker]) -> None:
     cfg = replace(TINY, steps=60, checkpoint_every=0)
     train(cfg, tmp_path)

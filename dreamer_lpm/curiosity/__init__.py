@@ -38,11 +38,12 @@ class CuriosityConfig:
     queue: int = 16384
     """Transitions in LPM's FIFO queue of earlier errors."""
     rate: float = 0.01
-    """Rate at which the delayed copies of lpm_dual, lpm_optimistic and gamma_progress follow; 1 / rate is the number
-    of updates after which lpm_paired takes a new copy of the world model."""
+    """Rate at which the delayed copies of lpm_dual, lpm_optimistic and gamma_progress follow.
+    1 / rate is the number of updates after which lpm_paired takes a new copy of the world model."""
     error_space: ErrorSpaceName = "frame"
-    """Where prediction_error, ama and the lpm kinds but lpm_paired measure the error: frame (pixels), random
-    (features of a frozen random network), embedding (the encoder's) or kl (posterior against prior)."""
+    """Where prediction_error, ama and the lpm kinds but lpm_paired measure the error.
+    frame: pixels; random: features of a frozen random network; embedding: the encoder's;
+    kl: posterior against prior."""
     members: int = 5
     """Networks in the ensembles of disagreement and lpm_optimistic."""
     optimism: float = 1.0

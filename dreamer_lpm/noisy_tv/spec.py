@@ -36,12 +36,15 @@ class TVSpec:
     """Source x trigger x region x persistence x pool, and the controls. Raises NoisyTVError for values not listed."""
 
     source: str = "auto"
-    """Where the pictures come from: cifar10, photos (crops of photographs, offline), static (uniform noise), digits,
-    folder:PATH (its .png, .jpg, .jpeg and .bmp files), or auto: CIFAR-10 if it is on disk or its server answers within
-    5 seconds, else the photographs."""
+    """Where the pictures come from.
+    cifar10; photos: crops of photographs, offline; static: uniform noise; digits;
+    folder:PATH: its .png, .jpg, .jpeg and .bmp files;
+    auto: CIFAR-10 if it is on disk or its server answers within 5 seconds, else the photographs."""
     trigger: Trigger = "action"
-    """What switches the TV on for a frame. action: an action of the env itself, which also does its usual job. remote:
-    one extra action that does nothing else. passive: chance. always: every frame. state: what is true of the env."""
+    """What switches the TV on for a frame.
+    action: an action of the env itself, which also does its usual job;
+    remote: one extra action that does nothing else;
+    passive: chance; always: every frame; state: what is true of the env."""
     threshold: float = 0.75
     """For action on a Box: fraction in [0, 1) of the half range that any component must exceed."""
     tv_action: int | None = None
@@ -55,14 +58,15 @@ class TVSpec:
     when: str | None = None
     """For state: the condition, over numbers of the unwrapped env and its info, such as "cos(state[0]) > 0.9"."""
     region: Region = "full"
-    """full frame; quadrant, a quarter of its area; patch, a sixteenth. Both smaller ones sit in the upper right corner,
-    so that the area alone is the dose."""
+    """Where in the frame: full; quadrant, a quarter of its area; patch, a sixteenth.
+    Both smaller ones sit in the upper right corner, so that the area alone is the dose."""
     persistence: Persistence = "new"
-    """new: a new picture on each step that triggers, and the env's own frame on all others. sticky: a picture stays
-    until the next trigger puts another in its place, or the episode ends."""
+    """How long a picture stays.
+    new: a new one on each step that triggers, and the env's own frame on all others;
+    sticky: until the next trigger puts another in its place, or the episode ends."""
     pool: int | None = None
-    """Number of distinct pictures, at most 50,000, the same ones in every env, episode and run; None: all there are.
-    One picture can be learned, infinitely many are noise."""
+    """K, number of distinct pictures, at most 50,000, the same ones in every env, episode and run.
+    None: all there are. One picture can be learned, infinitely many are noise."""
     control: Control | None = None
     """off: no TV and no button. sham: the button is there and nothing happens. None: the TV is real."""
 

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import imageio_ffmpeg
-
 from dreamer_lpm.report.curves import Curve, curve, series
 from dreamer_lpm.report.grid import (
     COVERAGE,
@@ -38,8 +36,10 @@ from dreamer_lpm.report.grid import (
 from dreamer_lpm.report.statistics import LEAST_SEEDS, Estimate
 from dreamer_lpm.report.strict_json import dumps
 from dreamer_lpm.report.svg import Dots, Line, dot_chart, line_chart, meter, number, span
+from dreamer_lpm.report.video import find_ffmpeg
+from dreamer_lpm.types import UserError
 
-COLOURS = 12
+COLOURS = 13  # one for each bonus of the bank, and one for random play
 NOISY = ("return", "tv_share")  # of an episode; their curves are smoothed
 EMBED_EACH, EMBED_ALL = 1_500_000, 30_000_000  # bytes of video inside the page; others are linked
 CHIPS = {"captured": "captured", "free": "walks away", "open": "undecided", "few seeds": "too few seeds"}
@@ -73,9 +73,9 @@ def _poster(video: Path) -> str:
     command = ["-v", "error", "-ss", "2", "-i", f"file:{video}", "-frames:v", "1",
                "-vf", "scale=480:-2", "-q:v", "5", "-f", "image2pipe", "-c:v", "mjpeg", "-"]  # fmt: skip
     try:
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), *command]
+        command = [find_ffmpeg(), *command]
         picture = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).stdout
-    except (OSError, RuntimeError):  # no ffmpeg
+    except (OSError, UserError):  # no ffmpeg
         return ""
     return f' poster="data:image/jpeg;base64,{base64.b64encode(picture).decode()}"' if picture else ""
 

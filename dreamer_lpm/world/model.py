@@ -39,8 +39,8 @@ class WorldConfig:
     rep_scale: float = 0.1
     """Weight of KL(posterior || sg(prior)): keeps the posterior predictable."""
     recon_knee: float = 10.0
-    """Squared error, summed over the pixels in [0, 1], from which on the reconstruction loss grows only logarithmically
-    (a blank frame instead of a Pendulum is off by 27)."""
+    """Squared error from which on the reconstruction loss grows only logarithmically.
+    It is summed over the pixels in [0, 1]: a blank frame instead of a Pendulum is off by 27."""
 
 
 class Lesson(NamedTuple):

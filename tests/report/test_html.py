@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dreamer_lpm.curiosity import REGISTRY
 from dreamer_lpm.report import html
 from dreamer_lpm.report.command import main
 from dreamer_lpm.report.curves import Curve
@@ -55,6 +57,14 @@ def folder(tmp_path: Path, film: Path) -> Path:
     grid = write_grid(tmp_path / "grid", SHARES, unfinished=1)
     put(film, grid / "cells" / "1")  # "none" in "sham", the seed in the middle
     return grid
+
+
+def test_the_whole_bank_and_random_play_have_each_a_colour() -> None:
+    sheet = resources.files("dreamer_lpm.report").joinpath("page.css").read_text(encoding="utf-8")
+    assert len(REGISTRY) <= html.COLOURS, "none is grey, and random play has one"
+    for i in range(html.COLOURS):
+        assert len(re.findall(rf"--c{i}: #[0-9a-f]{{6}};", sheet)) == 2, "by day and by night"
+        assert f".m{i} {{ --c: var(--c{i}); }}" in sheet
 
 
 class Page(HTMLParser):

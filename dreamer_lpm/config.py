@@ -153,6 +153,8 @@ class RunConfig:
 
 MOST_EPISODES, MOST_THREADS, MOST_UNITS = 10_000, 1_024, 1_000_000
 """More of them side by side, or of anything that an agent is built of, is a slip of the finger."""
+MOST_WEIGHT = 1_000_000_000
+"""Of a rate or a weight; much more is no number any more once it meets another."""
 ELSEWHERE = ("data_dir", "wandb", "wandb_project", "wandb_entity", "wandb_run_name")
 """Where things are kept or logged, which is no part of what a run is."""
 # What may differ between a run and its continuation; anything else would make it another run.
@@ -189,8 +191,9 @@ def _check_numbers(cfg: AgentConfig) -> None:
         least = 1 if isinstance(value, int) else 0
         if value < least:
             raise UserError(f"{name} must be {least} or more, not {value}.")
-        if isinstance(value, int) and value > MOST_UNITS:
-            raise UserError(f"{name} must be {MOST_UNITS:,} or less, not {value}.")
+        most = MOST_UNITS if isinstance(value, int) else MOST_WEIGHT
+        if value > most:
+            raise UserError(f"{name} must be {most:,} or less, not {value}.")
         if value == 0 and name in _NEVER_ZERO:
             raise UserError(f"{name} must be above 0.")
 

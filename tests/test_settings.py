@@ -230,6 +230,7 @@ def test_a_yaml_bomb_is_answered_in_one_short_line(tmp_path: Path) -> None:
         ({"threads": 10**9}, "threads must be 1,024 or less"),
         ({"bonus": {"hidden": 10**30}}, "bonus.hidden must be 1,000,000 or less"),
         ({"behavior": {"horizon": 10**9}}, "behavior.horizon must be 1,000,000 or less"),
+        ({"lpm_eta": 1e308}, "lpm_eta must be 1,000,000,000 or less"),
     ],
 )
 def test_a_slip_of_the_finger_is_told_by_the_name_of_its_setting(changes: dict[str, Any], told: str) -> None:

@@ -305,7 +305,7 @@ def test_a_config_that_claims_a_giant_takes_no_memory(sizes: dict[str, Any], age
     begin = time.monotonic()
     with pytest.raises(UserError):
         load(agent_file)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30
 
 
 def test_a_flipped_bit_among_the_weights_is_seen(agent_file: Path) -> None:

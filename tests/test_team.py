@@ -124,11 +124,11 @@ def test_a_team_that_is_told_to_stop_saves_and_ends(tmp_path: Path) -> None:
         tmp_path, "--config", "tiny.toml", "--steps", "1000000", "--no-pictures", "--checkpoint-every", "0"
     )
     metrics = tmp_path / "runs/run/metrics.jsonl"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < until:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=120)
     assert "Stopped and saved (SIGTERM)" in said
     assert checkpoint.checkpoints(tmp_path / "runs/run")
 

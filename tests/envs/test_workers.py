@@ -120,7 +120,7 @@ def lanes(row: Row, which: int) -> Row:
     return {key: value[which] for key, value in row.items()}
 
 
-@pytest.mark.parametrize(("order", "why"), [("die", "was killed by signal 9"), ("hang", "did not answer for 2 s")])
+@pytest.mark.parametrize(("order", "why"), [("die", "was killed by signal 9"), ("hang", "did not answer for 5 s")])
 @pytest.mark.parametrize("ill", [2, 3])
 def test_who_dies_or_hangs_is_replaced_and_its_episodes_are_cut_off(
     order: str, why: str, ill: int, tmp_path: Path
@@ -128,7 +128,7 @@ def test_who_dies_or_hangs_is_replaced_and_its_episodes_are_cut_off(
     """Of two workers with two envs each the second falls ill at its second step, in its first or its second env."""
     orders = tmp_path / "orders"
     make = partial(Faulty, orders, length=6)
-    with closing(Envs(make, 4, 5)) as here, closing(Envs(make, 4, 5, workers=2, timeout=2.0)) as there:
+    with closing(Envs(make, 4, 5)) as here, closing(Envs(make, 4, 5, workers=2, timeout=5.0)) as there:
         rng = np.random.default_rng(0)
         want, got = [here.reset_row()], [there.reset_row()]
         actions = [random_actions(here, rng) for _ in range(5)]
@@ -176,7 +176,7 @@ def test_all_that_hang_at_once_are_waited_for_together(tmp_path: Path, monkeypat
         begin = time.monotonic()
         play(envs, 1)
         assert envs.restarts == 3
-        assert 4 <= time.monotonic() - begin < 4 + 2 * 1.0 + 1
+        assert 4 <= time.monotonic() - begin < 11, "one after the other they take 12"
 
 
 UNINSTALLED = """

@@ -12,7 +12,7 @@ import tyro
 
 from dreamer_lpm.agent import AgentConfig
 from dreamer_lpm.behavior import BehaviorConfig
-from dreamer_lpm.curiosity import terms
+from dreamer_lpm.curiosity import MOST_WEIGHT, terms
 from dreamer_lpm.envs import EnvConfig
 from dreamer_lpm.fusing import cannot_fuse
 from dreamer_lpm.machine import Precision, pick_device, pick_precision, pick_threads
@@ -153,8 +153,6 @@ class RunConfig:
 
 MOST_EPISODES, MOST_THREADS, MOST_UNITS = 10_000, 1_024, 1_000_000
 """More of them side by side, or of anything that an agent is built of, is a slip of the finger."""
-MOST_WEIGHT = 1_000_000_000
-"""Of a rate or a weight; much more is no number any more once it meets another."""
 ELSEWHERE = ("data_dir", "wandb", "wandb_project", "wandb_entity", "wandb_run_name")
 """Where things are kept or logged, which is no part of what a run is."""
 # What may differ between a run and its continuation; anything else would make it another run.

@@ -56,6 +56,8 @@ class CuriosityConfig:
 
 
 _FADING = 1e-4
+MOST_WEIGHT = 1_000_000_000
+"""Of a rate or a weight; much more is no number any more once it meets another."""
 Builder = Callable[[CuriosityConfig, Dims], IntrinsicReward]
 
 # Bonuses whose scale has no meaning are normalised, those that fade away by a scale that forgets slowly; those in nats
@@ -133,15 +135,15 @@ def _weight(word: str, text: str) -> float:
         weight = float(word)
     except ValueError:
         weight = math.nan
-    if not 0 <= weight < math.inf:
+    if not 0 <= weight <= MOST_WEIGHT:
         raise UserError(f"'{word}' is no weight in curiosity '{text}'; write a sum as lpm_dual+0.5*disagreement.")
     return weight
 
 
 __all__ = [
-    "AMA", "ICM", "LBS", "LPM", "REGISTRY", "RND", "CuriosityConfig", "Dims", "Disagreement", "Distilled",
-    "ErrorPredictor", "FitGate", "GammaProgress", "IntrinsicReward", "LPMDual", "LPMGuide", "LPMOptimistic",
-    "LPMPaired", "Losses", "NoBonus", "Normalized", "PredictionError", "Sum", "Transition", "UnknownCuriosity",
-    "build_curiosity", "log_mse", "mse", "needs_earlier", "parse_curiosity", "reads_embeddings", "reads_pictures",
-    "terms",
+    "AMA", "ICM", "LBS", "LPM", "MOST_WEIGHT", "REGISTRY", "RND", "CuriosityConfig", "Dims", "Disagreement",
+    "Distilled", "ErrorPredictor", "FitGate", "GammaProgress", "IntrinsicReward", "LPMDual", "LPMGuide",
+    "LPMOptimistic", "LPMPaired", "Losses", "NoBonus", "Normalized", "PredictionError", "Sum", "Transition",
+    "UnknownCuriosity", "build_curiosity", "log_mse", "mse", "needs_earlier", "parse_curiosity", "reads_embeddings",
+    "reads_pictures", "terms",
 ]  # fmt: skip

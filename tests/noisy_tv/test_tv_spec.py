@@ -90,7 +90,7 @@ def test_every_flag_says_what_it_does(capsys):
     with pytest.raises(SystemExit):
         tyro.cli(TVSpec, args=["--help"])
     words = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for said in ("photos (crops of photographs, offline)", "what is true of the env", "the condition, over numbers of"):
+    for said in ("photos: crops of photographs, offline", "what is true of the env", "the condition, over numbers of"):
         assert said.lower() in words.lower()
 
 

@@ -252,7 +252,8 @@ class _Session:
                 except (UserError, NoisyTVError, OSError, Stopped):
                     raise
                 except Exception as error:  # of an env or a bonus: whoever wrote it needs the traceback
-                    where = f"At step {state.step:,}; {self._whole()}"
+                    # By its name, for runs that learn as one hear of one error.
+                    where = f"{run_dir} was at step {state.step:,}; {self._whole()}"
                     error.add_note(f"{where}. Once that is mended, go on with --resume.")
                     raise
         except OSError as error:  # also of the logs that are closed above

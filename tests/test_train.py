@@ -390,7 +390,7 @@ def test_what_an_env_raises_keeps_its_traceback_and_says_what_is_saved(
     monkeypatch.setattr(Envs, "step", stumbling)
     with pytest.raises(ZeroDivisionError) as found:
         train(replace(TINY, checkpoint_every=every), tmp_path)
-    assert found.value.__notes__ == [f"At step 70; {told}. Once that is mended, go on with --resume."]
+    assert found.value.__notes__ == [f"{tmp_path} was at step 70; {told}. Once that is mended, go on with --resume."]
 
 
 def test_a_refused_run_leaves_no_process(tmp_path: Path, made: list[Worker]) -> None:

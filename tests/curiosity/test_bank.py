@@ -288,6 +288,7 @@ def test_a_sum_is_written_as_one_says_it() -> None:
         ("much*lpm", r"'much' is no weight .*; write a sum as lpm_dual\+0.5\*disagreement"),
         ("-1*lpm", "'-1' is no weight"),
         ("nan*lpm", "'nan' is no weight"),
+        ("1e999*lpm", "'1e999' is no weight"),
         ("1e10*lpm", "'1e10' is no weight"),
         ("*lpm", "'' is no weight"),
         ("2*3*lpm", r"'2\*3' is no weight"),

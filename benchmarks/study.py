@@ -261,29 +261,29 @@ def paid(grid: Grid, methods: Sequence[str]) -> list[str]:
     return lines
 
 
-def rewarded(study: Grid, methods: Sequence[str], arms: Sequence[str]) -> list[str]:
-    """Returns with the task's reward, by arm; the sham comes first."""
+def rewarded(study: Grid, methods: Sequence[str], arms: Sequence[str], at: str = "remote") -> list[str]:
+    """Returns with the task's reward, by arm, the sham first; and of one arm the seeds, what is kept, and TV shares."""
     arms = [arm for arm in arms if any(study.values(method, arm, RETURN) for method in methods)]
-    head = [f"return under {arm.replace('_k1', ', K = 1')}" for arm in arms]
-    lines = [f"| bonus | {' | '.join(head)} | seeds under remote | kept under remote | TV share there |"]
-    lines.append("|---" * (len(arms) + 4) + "|")
+    told = {arm: arm.replace("_k1", ", K = 1") for arm in (*arms, at)}
+    head = [*(f"return under {told[arm]}" for arm in arms), f"seeds under {told[at]}", f"kept under {told[at]}"]
+    lines = [f"| bonus | {' | '.join(head)} | TV share there |", "|---" * (len(head) + 2) + "|"]
     for method in methods:
         values = [returned(study, method, arm) for arm in arms]
-        values.append(", ".join(f"{x:.0f}" for x in study.values(method, "remote", RETURN).values()))
-        kept = kept_of(study, method)
-        values += [said(kept) if kept else "-", said(late_share(study, method), percent=True)]
+        values.append(", ".join(f"{x:.0f}" for x in study.values(method, at, RETURN).values()))
+        kept = kept_of(study, method, at)
+        values += [said(kept) if kept else "-", said(late_share(study, method, at), percent=True)]
         lines.append(f"| `{method.removesuffix(BLIND)}` | {' | '.join(values)} |")
     return lines
 
 
-def late_share(grid: Grid, method: str) -> Estimate:
-    """TV share of the last quarter before the remote TV."""
-    return estimate(late_shares(grid, method))
+def late_share(grid: Grid, method: str, arm: str = "remote") -> Estimate:
+    """TV share of the last quarter."""
+    return estimate(late_shares(grid, method, arm))
 
 
-def kept_of(grid: Grid, method: str) -> Estimate | None:
-    """What a method keeps, before the remote TV, of its gain over random play under the sham; None if it had none."""
-    found = against_sham(grid, method, "remote")
+def kept_of(grid: Grid, method: str, arm: str = "remote") -> Estimate | None:
+    """What a method keeps, before a TV, of its gain over random play under the sham; None if it had none."""
+    found = against_sham(grid, method, arm)
     return found.kept if found else None
 
 
@@ -374,11 +374,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parts["gate"] = gate(study, ("none", "lpm", "lpm_paired", "lbs", *DRAWN), arms[1:])
     if any(runs(grid, f"{m}{UNGATED}", "remote_k1") for grid in (study, *longer) for m in first):
         parts["learnable"] = learnable((study, *longer), ("none", "lpm", "lpm_paired"))
-    tables = [("priced", study, ""), ("rewarded", study, BLIND), *(("longer", grid, "") for grid in longer)]
-    for part, grid, after in tables:
-        methods = [name + after for name in names if runs(grid, name + after, "remote")]
+    tables = [
+        ("priced", study, "", arms[:2], "remote"),
+        ("priced_k1", study, "", arms, "remote_k1"),
+        ("rewarded", study, BLIND, arms, "remote"),
+        *(("longer", grid, "", arms[:2], "remote") for grid in longer),
+    ]
+    for part, grid, after, shown, at in tables:
+        methods = [name + after for name in names if runs(grid, name + after, at)]
         if methods:  # who makes the study today has no runs without a price nor long ones: the page keeps what it says
-            parts[part] = rewarded(grid, methods, arms)
+            parts[part] = rewarded(grid, methods, shown, at)
     if options.page is None:
         print("\n\n".join("\n".join(lines) for lines in parts.values()))
         return

@@ -25,12 +25,13 @@ import numpy as np
 from dreamer_lpm.capture import save_tensors
 from dreamer_lpm.report.metrics import METRICS_FILE
 from dreamer_lpm.report.strict_json import is_sealed, sealed
+from dreamer_lpm.report.summary import CONFIG_FILE
 from dreamer_lpm.types import UserError
 from dreamer_lpm.untrusted import read_tensors, regular_size
 
 SCHEMA = 2
 KEEP = 2
-MANIFEST, TENSORS, PLAIN, CONFIG = "manifest.json", "state.pt", "state.json", "config.json"
+MANIFEST, TENSORS, PLAIN = "manifest.json", "state.pt", "state.json"
 LARGEST_TEXT = 256 << 20  # bytes of a JSON file: an episode of millions of actions
 Fields = Mapping[str, tuple[tuple[int, ...], Any]]
 _PIECE = re.compile(r"rows_(\d{9,15})_(\d{9,15})\.npz")
@@ -61,8 +62,8 @@ def save(run_dir: Path, what: Saved, *, keep: int = KEEP) -> Path:
     try:
         _write(scratch / TENSORS, lambda file: save_tensors(what.tensors, file))
         _write(scratch / PLAIN, lambda file: file.write(json.dumps(what.plain).encode()))
-        if (run_dir / CONFIG).is_file():  # a copy, for whoever loses it
-            _write(scratch / CONFIG, lambda file: file.write((run_dir / CONFIG).read_bytes()))
+        if (run_dir / CONFIG_FILE).is_file():  # a copy, for whoever loses it
+            _write(scratch / CONFIG_FILE, lambda file: file.write((run_dir / CONFIG_FILE).read_bytes()))
         manifest = {
             "schema": SCHEMA,
             "step": what.step,
@@ -230,7 +231,7 @@ def _manifest(folder: Path) -> Mapping[str, Any]:
     return cast(Mapping[str, Any], manifest)
 
 
-_OWN = {TENSORS, PLAIN, CONFIG}
+_OWN = {TENSORS, PLAIN, CONFIG_FILE}
 
 
 def _load(folder: Path) -> Saved:

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import cast
 
 from dreamer_lpm.noisy_tv import NoisyTVError
-from dreamer_lpm.types import UserError, is_the_machines, printable
+from dreamer_lpm.types import MISTAKE, UserError, is_the_machines, printable
 
 Command = Callable[[list[str]], int]
 COMMANDS = {
@@ -84,7 +84,7 @@ def _guard(command: Command, args: list[str]) -> int:
         return 0
     except (UserError, NoisyTVError, OSError) as error:
         print("error:", printable(" ".join(str(error).split())), file=sys.stderr)
-        return 1 if is_the_machines(error) else 2
+        return 1 if is_the_machines(error) else MISTAKE
     except _out_of_memory():
         return _too_large()
     except RuntimeError as error:  # torch's for the memory of a CPU
@@ -97,7 +97,7 @@ def _guard(command: Command, args: list[str]) -> int:
 
 def _too_large() -> int:
     print("error: Out of memory; lower batch_size or seq_length, or choose a smaller preset.", file=sys.stderr)
-    return 2
+    return MISTAKE
 
 
 def _out_of_memory() -> tuple[type[BaseException], ...]:

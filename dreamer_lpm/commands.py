@@ -28,13 +28,12 @@ from dreamer_lpm.presets import DEFAULT, PRESETS, preset
 from dreamer_lpm.report.metrics import METRICS_FILE
 from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.report.strict_json import partial_of
-from dreamer_lpm.report.summary import SUMMARY_FILE
+from dreamer_lpm.report.summary import CONFIG_FILE, SUMMARY_FILE
 from dreamer_lpm.report.video import episode_video, find_ffmpeg
 from dreamer_lpm.settings import from_plain, read_file, read_seeds
 from dreamer_lpm.team import Team, joined
 from dreamer_lpm.together import train_together
 from dreamer_lpm.train import (
-    CONFIG_FILE,
     EVAL_SEED,
     Job,
     Report,
@@ -45,10 +44,9 @@ from dreamer_lpm.train import (
     train,
     vain,
 )
-from dreamer_lpm.types import UserError, is_the_machines, printable
+from dreamer_lpm.types import MISTAKE, UserError, is_the_machines, printable
 
 RUNS = Path("runs")
-MISTAKE = 2  # exit status of a user's mistake, as the command line's
 
 
 def train_command(args: list[str], guide: bool = False) -> int:

@@ -24,8 +24,8 @@ from dreamer_lpm.machine import pick_device, pick_precision, pick_threads
 from dreamer_lpm.noisy_tv.cifar10 import OFFICIAL, at_hand
 from dreamer_lpm.report.grid import Cell
 from dreamer_lpm.report.metrics import METRICS_FILE, read_metrics
-from dreamer_lpm.report.summary import SUMMARY_FILE, versions
-from dreamer_lpm.train import BEST_AGENT, CONFIG_FILE, is_begun, read_config
+from dreamer_lpm.report.summary import CONFIG_FILE, SUMMARY_FILE, versions
+from dreamer_lpm.train import BEST_AGENT, is_begun, read_config
 from dreamer_lpm.types import UserError, printable
 
 

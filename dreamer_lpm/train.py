@@ -45,14 +45,13 @@ from dreamer_lpm.report.metrics import METRICS_FILE, MetricsLog, Sink, TensorBoa
 from dreamer_lpm.report.plots import plot_run
 from dreamer_lpm.report.progress import Progress
 from dreamer_lpm.report.strict_json import is_sealed, sealed, write_json
-from dreamer_lpm.report.summary import SUMMARY_FILE, own_revision, versions
+from dreamer_lpm.report.summary import CONFIG_FILE, SUMMARY_FILE, own_revision, versions
 from dreamer_lpm.report.video import episode_video
 from dreamer_lpm.settings import from_plain, to_plain
 from dreamer_lpm.state import State
 from dreamer_lpm.team import Team
 from dreamer_lpm.types import STOPS, NotFinite, UserError, insists
 
-CONFIG_FILE = "config.json"
 LOG_FILE = "log.txt"  # of a run among several: what a run alone says on the screen
 BEST_AGENT = "agent_best.pth"
 EVAL_SEED = 1_000_003  # evaluation episodes are none of the training's

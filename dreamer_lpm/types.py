@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """After these a run is saved before it ends; one that is ignored, as SIGHUP is under nohup, stays ignored."""
+MISTAKE = 2
+"""Exit status of a user's mistake, which another try cannot mend."""
 INSISTS_AFTER = 1.0  # seconds
 _PASSING = (  # what a disk, a network folder or a machine without room for another process answers
     errno.EAGAIN, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.ENOSPC, errno.ESTALE, errno.ETIMEDOUT,

@@ -165,10 +165,11 @@ def dry_run(plan: Plan, out: Path, known: Machine | None, jobs: int) -> int:
         needs = f", {memory * jobs / 1e9:.1f} GB of memory."
     else:
         needs = ". Those that learn as one on a GPU take a part of that time, which finished cells will tell."
+    minutes = round(max(longest, seconds / at_once) / 60)
     say(
         console,
         f"{total} cells to run and {len(list(plan.cells())) - total} finished. "
-        f"About {max(longest, seconds / at_once) / 60:,.0f} minutes with {jobs} side by side, "
+        f"About {minutes:,} minute{'s' * (minutes != 1)} with {jobs} side by side, "
         f"{disk / 1e9:.1f} GB of disk at most, less with --slim ({free_disk(out) / 1e9:.0f} GB free){needs}",
     )
     return 0

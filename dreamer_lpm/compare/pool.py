@@ -18,10 +18,9 @@ from typing import Self
 from dreamer_lpm.lock import LOCK_FILE, take
 from dreamer_lpm.report.metrics import METRICS_FILE
 from dreamer_lpm.report.screen import Screen
-from dreamer_lpm.types import STOPS, UserError, insists
+from dreamer_lpm.types import MISTAKE, STOPS, UserError, insists
 
 LOOK_EVERY = 0.2  # seconds
-MISTAKE = 2  # exit status of a user's mistake, which another try cannot mend
 _STEP = re.compile(rb'^\{"step": (\d+)')
 _TAIL = 1 << 16  # bytes; a line of an evaluation is a few thousand
 

@@ -21,7 +21,7 @@ from dreamer_lpm.report.measures import WINDOW
 from dreamer_lpm.report.metrics import METRICS_FILE, Row, read_metrics
 from dreamer_lpm.report.statistics import Estimate, estimate, probability_of_improvement, proportion, share_kept
 from dreamer_lpm.report.strict_json import loads, write_atomically, write_json
-from dreamer_lpm.report.summary import SUMMARY_FILE
+from dreamer_lpm.report.summary import CONFIG_FILE, SUMMARY_FILE
 from dreamer_lpm.types import UserError
 
 GRID_FILE = "grid.json"
@@ -96,7 +96,7 @@ class Cell:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The run's settings; empty before it starts."""
-        path = self.folder / "config.json"
+        path = self.folder / CONFIG_FILE
         found = _read(path).get("config", {}) if path.is_file() else {}
         if not (isinstance(found, dict) and _fits(found, _CONFIG)):
             raise _damaged(path)

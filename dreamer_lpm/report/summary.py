@@ -10,7 +10,7 @@ from pathlib import Path
 
 import dreamer_lpm
 
-SUMMARY_FILE = "summary.json"
+CONFIG_FILE, SUMMARY_FILE = "config.json", "summary.json"  # of a run: before it, and after
 
 # What a result can depend on.
 PACKAGES = (

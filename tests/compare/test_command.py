@@ -521,6 +521,8 @@ def test_more_places_than_cells_save_no_time(
     monkeypatch.setattr(cost, "timed", lambda cfg: Cost(slow.get(cfg.agent.curiosity, 60.0), 1e9, 2e9))
     assert compare("--methods none lpm lbs --arms sham --seeds 1 --out g --dry-run --jobs 2") == 0
     assert "About 50 minutes with 2 side by side" in capsys.readouterr().out, "no less than its longest cell"
+    assert compare("--methods none --arms sham --seeds 1 --out g --dry-run") == 0
+    assert "About 1 minute with 1 side by side" in capsys.readouterr().out
 
 
 def test_cells_that_share_a_process(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -318,8 +318,9 @@ class Spied:
         self.agent.starts = starts
         prepare(self.agent)
         self.agent.extrinsic.fill_(extrinsic)
-        last: nn.Linear = self.agent.world.reward.net[-1]  # type: ignore[assignment]
-        nn.init.normal_(last.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+        for head in (self.agent.world.reward, self.agent.world.cont):
+            last: nn.Linear = head.net[-1]  # type: ignore[assignment]
+            nn.init.normal_(last.weight, std=0.1, generator=torch.Generator().manual_seed(0))
         self.asked: list[Transition] = []
         self.taught: list[Transition] = []
         behavior, curiosity = self.agent.behavior, self.agent.curiosity
@@ -329,11 +330,17 @@ class Spied:
             self.feat, self.sampled, self.reward, self.cont, self.alive = args
             with torch.no_grad():
                 self.extrinsic = self.agent.world.reward(self.feat[1:])
+                self.goes_on = self.agent.world.cont(self.feat[1:])
+            self.bonus = paid_for(self.feat[:-1], self.sampled.clamp(-1, 1), self.feat[1:])
             return behave(*args, **more)
 
+        def paid_for(before: Tensor, action: Tensor, after: Tensor) -> Tensor:
+            return before.sum(-1) + 10 * action.sum(-1) + 100 * after.sum(-1)
+
         def bonus(t: Transition) -> Tensor:
+            assert self.taught, "a dream is paid by what has learned of this batch"
             self.asked.append(t)
-            return t.feat.sum(-1) + 10 * t.action.sum(-1) + 100 * t.next_feat.sum(-1)
+            return paid_for(t.feat, t.action, t.next_feat)
 
         def curiosity_loss(t: Transition) -> dict[str, Tensor]:
             self.taught.append(t)
@@ -342,7 +349,7 @@ class Spied:
         monkeypatch.setattr(behavior, "loss", behavior_loss)
         monkeypatch.setattr(curiosity, "reward", bonus)
         monkeypatch.setattr(curiosity, "loss", curiosity_loss)
-        self.agent.update(self.batch)
+        self.metrics = self.agent.update(self.batch)
 
 
 @pytest.mark.parametrize(("lpm_eta", "extrinsic"), [(1.0, 1.0), (0.3, 1.0), (0.0, 1.0), (1.0, 0.0), (0.3, 2.5)])
@@ -351,15 +358,20 @@ def test_a_dream_pays_the_extrinsic_reward_and_eta_times_the_bonus(
 ) -> None:
     """Bonus of a step: for the state it is taken in, the action as executed, the state it leads to; with its sign."""
     x = Spied(monkeypatch, lpm_eta, extrinsic=extrinsic)
-    executed = x.sampled.clamp(-1, 1)
-    bonus = x.feat[:-1].sum(-1) + 10 * executed.sum(-1) + 100 * x.feat[1:].sum(-1)
     assert x.extrinsic.abs().min() > 0
-    torch.testing.assert_close(x.reward, extrinsic * x.extrinsic + lpm_eta * bonus)
+    torch.testing.assert_close(x.reward, extrinsic * x.extrinsic + lpm_eta * x.bonus)
+    torch.testing.assert_close(x.metrics["dream/bonus"], x.bonus.mean())
     dream = x.asked[0]
     assert dream.target is None and dream.predicted is None, "in a dream nothing is seen"  # noqa: PT018
     assert dream.mask.all()
     built = Agent(replace(CONFIG, extrinsic=extrinsic, lpm_eta=lpm_eta), x.agent.spec)
     assert torch.equal(torch.stack([built.extrinsic, built.eta]), torch.tensor([extrinsic, lpm_eta]))
+
+
+def test_a_dream_goes_on_as_is_expected_of_the_state_led_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = Spied(monkeypatch, 0.0)
+    assert x.goes_on.std() > 0
+    torch.testing.assert_close(x.cont, x.goes_on)
 
 
 @pytest.mark.parametrize("extrinsic", [1.0, 2.5, 0.0])
@@ -377,10 +389,12 @@ def test_a_dream_pays_for_going_blind(monkeypatch: pytest.MonkeyPatch, extrinsic
     price = x.agent.cfg.sight * 40.0 / len(x.reward)
     assert x.agent.cfg.sight > 0
     torch.testing.assert_close(x.reward, extrinsic * x.extrinsic - price * blind * (extrinsic > 0))
+    torch.testing.assert_close(x.metrics["dream/blind"], blind.mean())
 
 
-def test_the_price_of_going_blind_does_not_feed_on_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The returns contain it: it is measured by no more than the dream's own rewards could add up to."""
+@pytest.mark.parametrize("lpm_eta", [0.0, 0.3])
+def test_the_price_of_going_blind_does_not_feed_on_itself(monkeypatch: pytest.MonkeyPatch, lpm_eta: float) -> None:
+    """The returns contain it: it is measured by no more than the dream's own rewards and bonuses could add up to."""
 
     def blown_up(agent: Agent) -> None:
         gate = agent.world.rssm.gate
@@ -388,9 +402,10 @@ def test_the_price_of_going_blind_does_not_feed_on_itself(monkeypatch: pytest.Mo
         monkeypatch.setattr(gate, "look", lambda deter, _: torch.zeros_like(deter[..., 0]))
         agent.behavior.range.high.fill_(1e9)
 
-    x = Spied(monkeypatch, 0.0, prepare=blown_up)
-    most = x.extrinsic.abs().max() / (1 - x.agent.cfg.behavior.gamma)
-    torch.testing.assert_close(x.reward, x.extrinsic - x.agent.cfg.sight * most / len(x.reward))
+    x = Spied(monkeypatch, lpm_eta, prepare=blown_up)
+    reward = x.extrinsic + lpm_eta * x.bonus
+    most = reward.abs().max() / (1 - x.agent.cfg.behavior.gamma)
+    torch.testing.assert_close(x.reward, reward - x.agent.cfg.sight * most / len(x.reward))
 
 
 def test_where_nothing_is_declined_sight_has_no_price(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -472,6 +487,13 @@ def test_the_slow_critic_is_asked_of_the_states_acted_in() -> None:
     torch.testing.assert_close(said["steady"], agent.behavior.critic.steady(said["feat"][:-1]))
 
 
+def test_the_slow_critic_follows_what_was_learned_of_this_batch() -> None:
+    agent = make_agent()
+    agent.behavior.critic.rate = 1.0
+    agent.update(random_batch())
+    assert equal(agent.behavior.critic.slow.state_dict(), agent.behavior.critic.net.state_dict())
+
+
 def test_the_actor_learns_from_what_it_drew_and_not_from_what_was_clipped() -> None:
     agent = make_agent()
     agent.behavior.actor.net[-1].bias.data.fill_(3.0)
@@ -545,6 +567,13 @@ def test_latents_are_dead_that_are_of_one_class_in_every_frame() -> None:
     dead = [len(set(column.tolist())) == 1 for column in classes.T]
     assert 0 < sum(dead) < len(dead)
     assert float(agent._health(lesson)["health/dead_latents"]) == pytest.approx(sum(dead) / len(dead))
+
+
+def test_the_kl_that_is_told_is_not_that_above_the_free_nats() -> None:
+    agent, batch = taught(make_agent(), some_batches(1)), random_batch()
+    lesson = agent.world.watch(batch, torch.zeros(agent._noise_shapes(*batch.reward.shape).world))
+    low = lesson._replace(kl=torch.linspace(0.0, 0.5, lesson.kl.numel()).reshape(lesson.kl.shape))
+    assert float(agent._health(low)["health/kl"]) == pytest.approx(0.25)
 
 
 def test_where_all_frames_show_the_tv_all_of_the_reconstruction_is_spent_on_it() -> None:

@@ -39,7 +39,7 @@ class CuriosityConfig:
     """Transitions in LPM's FIFO queue of earlier errors."""
     rate: float = 0.01
     """Rate at which the delayed copies of lpm_dual, lpm_optimistic and gamma_progress follow.
-    1 / rate is the number of updates after which lpm_paired takes a new copy of the world model."""
+    lpm_paired takes a new copy of the world model with the update after 1 / rate of them."""
     error_space: ErrorSpaceName = "frame"
     """Where prediction_error, ama and the lpm kinds but lpm_paired measure the error.
     frame: pixels; random: features of a frozen random network; embedding: the encoder's;

@@ -2,8 +2,8 @@
 
     f          features of a frame, learned so that  a ~ inverse(f(o), f(o'))
     forward    f(o') ~ forward(f(o), a)
-    r          = 1/2 |f(o') - forward(f(o), a)|^2
-    loss       = 0.8 |a - inverse|^2 + 0.2 * 1/2 |f(o') - forward|^2
+    r          = 1/2 |f(o') - forward(f(o), a)|^2 / dim                     dim: of the features
+    loss       = 0.8 |a - inverse|^2 / A + 0.2 * 1/2 |f(o') - forward|^2 / dim
 
 Promise before a TV: what the agent's action does not influence need not be in the features, so a TV that runs by itself
 goes unnoticed. Known weakness: a TV that the agent's own action switches *is* influenced. The picture tells which

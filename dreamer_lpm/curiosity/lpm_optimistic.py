@@ -6,7 +6,7 @@ each with weights of its own, its own half of the transitions, and its own delay
 
     now_k(s, a)    ~ E[ eps | s, a ]                   fitted on a bootstrap sample of the replay, k = 1..K
     before_k       <- before_k + rate * (now_k - before_k)
-    r(s, a)        = mean_k( before_k - now_k ) + optimism * std_k( now_k )
+    r(s, a)        = gate * ( mean_k( before_k - now_k ) + optimism * std_k( now_k ) )
 
 **Why noise cancels.** Every term is a function of conditional *expectations* of the log error. The first is a
 difference of two of them, which agree on whatever has stopped changing. In the second, all members estimate the same

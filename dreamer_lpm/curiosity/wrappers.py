@@ -30,7 +30,7 @@ class Distilled(Regressed):
 
 
 class Normalized(IntrinsicReward):
-    """The inner bonus divided by its running standard deviation over *replayed steps*.
+    """The inner bonus divided by its running standard deviation over *replayed steps* (at least 1e-4).
 
     Over all of them, batch and time alike. The mean stays: dividing must not turn "pays nothing" into "pays less than
     average". ``rate`` is the weight of a new batch: at 0.01 the last hundred updates set the scale. The deviation is

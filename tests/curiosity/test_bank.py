@@ -23,6 +23,7 @@ from dreamer_lpm.curiosity import (
     Distilled,
     GammaProgress,
     IntrinsicReward,
+    Losses,
     LPMDual,
     LPMOptimistic,
     NoBonus,
@@ -63,6 +64,14 @@ def test_disagreement_is_the_unbiased_variance_among_the_members() -> None:
     bonus = Disagreement(DIMS, hidden=8, members=3)
     bonus.models = Says(torch.tensor([1.0, 2.0, 6.0]), members=True)  # type: ignore[assignment]
     torch.testing.assert_close(bonus.reward(dream(0)), torch.full((4, 7), 7.0))
+
+
+def test_members_that_disagree_learn_of_the_state_led_to() -> None:
+    bonus, t = Disagreement(DIMS, hidden=8, members=3), transition(0)
+    bonus.project.fill_(1.0)
+    bonus.models = Says(torch.tensor([1.0, 2.0, 6.0]), members=True)  # type: ignore[assignment]
+    wrong = (t.next_feat.sum(-1).unsqueeze(-1) - torch.tensor([1.0, 2.0, 6.0])).square().mean(-1)
+    torch.testing.assert_close(bonus.loss(t)["disagreement"], 64 * wrong[t.mask].mean())
 
 
 def test_members_of_an_ensemble_answer_each_for_itself() -> None:
@@ -146,11 +155,18 @@ def test_rnd_normalises_each_pixel_over_all_steps_ever_replayed() -> None:
     torch.testing.assert_close((bonus.square - bonus.mean.square()).sqrt(), every.std(0, correction=0))
 
 
+def test_rnd_learns_from_frames_that_are_normalised_with_themselves() -> None:
+    """Else the first batch would be learned in another scale than it is paid in."""
+    bonus, t = RND(hidden=8), transition(0)
+    loss = bonus.loss(t)["rnd"]
+    torch.testing.assert_close(loss, bonus.reward(t)[t.mask].mean())
+
+
 def test_lpm_optimistic_pays_progress_and_uncertainty_about_the_expected_error() -> None:
     for optimism in (0.0, 1.0, 2.5):
         bonus = LPMOptimistic(DIMS, hidden=8, members=2, optimism=optimism)
         bonus.now = Says(torch.tensor([-4.0, -2.0]), members=True)  # type: ignore[assignment]
-        bonus.before = Says(torch.tensor([-1.0, -3.0]), members=True)  # type: ignore[assignment]
+        bonus.before = Says(torch.tensor([0.0, -4.0]), members=True)  # type: ignore[assignment]
         assert not bonus.reward(dream(0)).any(), "shut"
         bonus.gate.opened.fill_(1)
         torch.testing.assert_close(bonus.reward(dream(0)), torch.full((4, 7), 1.0 + optimism * 1.0))
@@ -339,6 +355,23 @@ def test_a_bonus_does_not_learn_to_please_the_head_that_carries_it() -> None:
     bonus.loss(transition(0))["distilled"].backward()
     assert bonus.inner.weight.grad is None
     assert all(p.grad is not None for p in bonus.head.parameters())
+
+
+class _PaysOnceItHasLearned(NoBonus):
+    paid = 0.0
+
+    def reward(self, t: Transition) -> Tensor:
+        return torch.full_like(t.feat[..., 0], self.paid)
+
+    def loss(self, t: Transition) -> Losses:
+        self.paid = 3.0
+        return {}
+
+
+def test_the_head_learns_of_what_is_paid_after_this_batch() -> None:
+    """Before its first one a bonus that is scaled knows no scale."""
+    bonus = Distilled(_PaysOnceItHasLearned(), DIMS, 8)
+    assert bonus.loss(transition(0))["distilled"].item() == 9.0, "the head says 0"
 
 
 @pytest.mark.parametrize("kind", [LPM, LPMDual, LPMOptimistic])

@@ -310,6 +310,15 @@ def test_normalized_keeps_the_mean() -> None:
     torch.testing.assert_close(bonus.reward(t), torch.tensor([[0.0, 2.0]]))
 
 
+def test_what_hardly_differs_is_not_blown_up() -> None:
+    """The scale is at least 1e-4."""
+    bonus = Normalized(PaysFeature())
+    feat = torch.tensor([[[0.0], [2e-5]]])
+    t = Transition(feat, feat, feat, torch.ones(1, 2, dtype=torch.bool))
+    bonus.loss(t)
+    torch.testing.assert_close(bonus.reward(t), torch.tensor([[0.0, 0.2]]))
+
+
 class PaysAfterItsStart(PaysFeature):
     """r = 1000 times the feature before its first loss, which says what it is to be measured by; then the feature."""
 

@@ -28,6 +28,12 @@ from dreamer_lpm.settings import read_seeds
 from dreamer_lpm.types import UserError
 
 PROGRAM = "dreamer-lpm compare"
+_OF_A_RUN = {
+    "config": "A grid's settings stand in the file of --grid, under [common]",
+    "resume": "The same command goes on with a grid",
+    "run_name": "A grid names its runs itself",
+    "runs": "A grid's runs are in its --out folder",
+}
 TOGETHER = 64  # small agents on one GPU; those that are alike learn as one
 
 
@@ -45,6 +51,7 @@ def main(args: list[str]) -> int:
         seeds=_seeds(options.seeds),
         preset_name=options.preset,
         flags=lambda base: _flags(rest, base),
+        typed={_name(word) for word in rest},
     )
     _check(options)
     out: Path = options.out
@@ -111,9 +118,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _flags(rest: list[str], base: RunConfig) -> RunConfig:
-    if any(word.split("=")[0] == "--config" for word in rest):
-        raise UserError("A grid's settings stand in the file of --grid, under [common]; leave --config out.")
+    for word in rest:
+        if why := _OF_A_RUN.get(_name(word)):
+            raise UserError(f"{why}; leave {word.partition('=')[0]} out.")
     return from_flags(rest, base, PROGRAM)
+
+
+def _name(word: str) -> str:
+    """Of an option as files write it: ``--tv.no-x-y=3`` is tv.x_y. Of another word, none that a setting has."""
+    *groups, last = word.partition("=")[0].removeprefix("--").replace("-", "_").split(".")
+    return ".".join([*groups, last.removeprefix("no_")]) if word.startswith("--") else ""
 
 
 def _seeds(given: Sequence[str] | None) -> int | Sequence[int] | None:

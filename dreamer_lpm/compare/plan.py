@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -112,16 +112,17 @@ class Plan:
         tv = machine.settle(self._of_arm(arm)).env().tv
         return tv.describe() if tv else "No TV."
 
-    def dropped(self, before: RunConfig) -> Iterator[tuple[Key, str, Any]]:
-        """Settings of the grid that differ from those ``before``, and from a cell's: which cell, name, what it has.
+    def dropped(self, before: RunConfig, typed: Container[str] = ()) -> Iterator[tuple[Key, str, Any]]:
+        """Settings that were asked for, and differ from a cell's: which cell, name, what it has.
 
-        Names are those of files, so what an agent consists of stands at the top.
+        Asked for is what differs from the settings ``before``, and what is among the names ``typed``. Names are those
+        of files, so what an agent consists of stands at the top.
         """
-        was, asked = _flat(to_plain(before)), _flat(to_plain(self.common))
+        was, asked = _top(before), _top(self.common)
         for key in self._cases():
-            got = _flat(to_plain(self.config(key)))
-            lost = (name for name in asked if got[name] != asked[name] != was[name])
-            yield from ((key, name.removeprefix("agent."), got[name]) for name in lost)
+            got = _top(self.config(key))
+            lost = (n for n in asked if got[n] != asked[n] and (asked[n] != was[n] or n in typed))
+            yield from ((key, name, got[name]) for name in lost)
 
     def check(self) -> None:
         """Raises UserError if any cell could not start: its settings, its curiosity, its env."""
@@ -215,10 +216,12 @@ def make_plan(
     seeds: int | Sequence[int] | None,
     preset_name: str | None,
     flags: Callable[[RunConfig], RunConfig],
+    typed: Container[str] = (),
 ) -> Plan:
     """A plan from what the command line and one TOML file say; flags win over the file.
 
-    ``flags`` makes the settings of all cells from the file's. Raises UserError for what cannot be.
+    ``flags`` makes the settings of all cells from the file's; ``typed``: which of them it sets, named as in files.
+    Raises UserError for what cannot be.
     """
     data = {} if file is None else read_file(file)
     for key in data:
@@ -229,7 +232,7 @@ def make_plan(
     base = preset(preset_name or _text(data.get("preset", DEFAULT)))
     before = from_plain(RunConfig, _table(data.get("common", {}), "common"), base)
     common = flags(before)
-    if common.seed != base.seed:
+    if common.seed != base.seed or "seed" in typed:
         raise UserError(_SEED)
     plan = Plan(
         common,
@@ -240,10 +243,10 @@ def make_plan(
     if any("seed" in settings for settings in (*plan.methods.values(), *plan.arms.values())):
         raise UserError(_SEED)
     plan.check()
-    for cell, name, has in plan.dropped(before):
+    for cell, name, has in plan.dropped(before, typed):
         flag = name.replace("_", "-")
         raise UserError(
-            f"'{cell.method}' before '{cell.arm}' has a {flag} of its own, {has}: leave --{flag} out, or make methods "
+            f"'{cell.method}' before '{cell.arm}' has its own {flag}, {has}: leave --{flag} out, or make methods "
             "and arms of your own in --grid."
         )
     _check_common(plan, before, base)
@@ -269,7 +272,7 @@ def _check_common(plan: Plan, common: RunConfig, base: RunConfig) -> None:
     for key, name, has in ours.dropped(base):
         kind, which = ("method", key.method) if name in ours.methods[key.method] else ("arm", key.arm)
         raise UserError(
-            f"The {kind} '{which}' has a {name} of its own, {has}: leave {name} out of [common], or write it into "
+            f"The {kind} '{which}' has its own {name}, {has}: leave {name} out of [common], or write it into "
             f"[{kind}s.{which}]."
         )
 
@@ -318,6 +321,11 @@ def merged(base: Settings, changes: Settings) -> dict[str, Any]:
         below = both.get(key)
         both[key] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return both
+
+
+def _top(cfg: RunConfig) -> dict[str, Any]:
+    """Every setting under its name in files, where what an agent consists of stands at the top."""
+    return {name.removeprefix("agent."): value for name, value in _flat(to_plain(cfg)).items()}
 
 
 def _flat(settings: Settings, where: str = "") -> dict[str, Any]:

@@ -21,6 +21,7 @@ from dreamer_lpm.report.screen import Screen
 from dreamer_lpm.types import MISTAKE, STOPS, UserError, insists
 
 LOOK_EVERY = 0.2  # seconds
+_TRACEBACK = "Traceback (most recent call last):"
 _STEP = re.compile(rb'^\{"step": (\d+)')
 _TAIL = 1 << 16  # bytes; a line of an evaluation is a few thousand
 
@@ -231,7 +232,15 @@ def steps_done(folder: Path) -> int:
 
 
 def last_words(log: Path, beginning: str = "") -> str:
-    """The last line of a log that says something, of those with that beginning if there are such; else empty."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()] if log.is_file() else []
-    said = [line for line in lines if line]
-    return ([line for line in said if line.startswith(beginning)] or said or [""])[-1]
+    """What a log ends with: its last line, of those with that beginning if there are such; else empty.
+
+    Of a traceback the exception, for notes may follow it.
+    """
+    lines = [line.rstrip() for line in log.read_text(errors="replace").splitlines()] if log.is_file() else []
+    said = [line for line in lines if line.strip()]
+    if beginning and (own := [line for line in said if line.startswith(beginning)]):
+        return own[-1]
+    if said and not said[-1].startswith("error: ") and _TRACEBACK in said:
+        last = len(said) - said[::-1].index(_TRACEBACK)
+        said = [line for line in said[last:] if not line[0].isspace()][:1] or said
+    return (said or [""])[-1].strip()

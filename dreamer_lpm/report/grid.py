@@ -19,7 +19,14 @@ import numpy as np
 
 from dreamer_lpm.report.measures import WINDOW
 from dreamer_lpm.report.metrics import METRICS_FILE, Row, read_metrics
-from dreamer_lpm.report.statistics import Estimate, estimate, probability_of_improvement, proportion, share_kept
+from dreamer_lpm.report.statistics import (
+    ENOUGH_SEEDS,
+    Estimate,
+    estimate,
+    probability_of_improvement,
+    proportion,
+    share_kept,
+)
 from dreamer_lpm.report.strict_json import loads, write_atomically, write_json
 from dreamer_lpm.report.summary import CONFIG_FILE, SUMMARY_FILE
 from dreamer_lpm.types import UserError
@@ -228,8 +235,8 @@ class Grid:
 @dataclass(frozen=True)
 class Verdict:
     """What the TV made of a method: ``"captured"`` (the whole interval above chance, and above what the grid's methods
-    that want nothing come to), ``"free"`` (none of it above chance), ``"open"`` (neither), or ``"few seeds"`` (no
-    interval)."""
+    that want nothing come to), ``"free"`` (none of it above chance), ``"open"`` (neither), or ``"few seeds"`` (fewer
+    than 5)."""
 
     word: Literal["captured", "free", "open", "few seeds"]
     share: Estimate
@@ -258,7 +265,7 @@ def verdict(grid: Grid, method: str, arm: str) -> Verdict | None:
     share = grid.estimate(method, arm, measure)
     if share is None or chance is None or not grid.chosen(arm, method):
         return None
-    if share.low is None or share.high is None:
+    if share.low is None or share.high is None or share.n < ENOUGH_SEEDS:
         return Verdict("few seeds", share, chance, measure)
     # A policy that is as random as it can be is not uniformly random: a clipped normal is at its ends more often.
     idle = [m for m in grid.methods if all(c.idle for c in grid.of(m, arm)) and grid.chance(arm, m) == chance]
@@ -284,6 +291,8 @@ def against_sham(grid: Grid, method: str, arm: str) -> AgainstSham | None:
     random = [r for c in grid.finished if c.arm == sham and c.env == own_env for r in c.random_returns()]
     if not random:
         return AgainstSham(sham, seeds, difference, None, "no episode of random play ended before learning began")
+    if all((c.config.get("agent") or {}).get("extrinsic") == 0 for c in grid.of(method, sham)):
+        return AgainstSham(sham, seeds, difference, None, "it never sought the task's reward")
     kept = share_kept(with_tv, without, float(np.mean(random)))
     reason = "" if kept else "without the TV it learned nothing clear of random play"
     return AgainstSham(sham, seeds, difference, kept, reason)

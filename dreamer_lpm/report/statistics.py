@@ -15,6 +15,7 @@ import numpy as np
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 LEAST_SEEDS = 3  # fewer say nothing about their spread
+ENOUGH_SEEDS = 5  # for a verdict: an interval of 3 normal seeds holds the truth 73 times in 100, of 5 90, of 10 94
 
 Statistic = Callable[[list[np.ndarray]], np.ndarray]
 

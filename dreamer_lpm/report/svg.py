@@ -112,13 +112,14 @@ def line_chart(
     parts += [_step_tick(x(t), t) for t in x.ticks]
     if chance is not None:
         at = y(chance)
-        parts.append(
-            f'<line class="ref" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/><text class="ref-label" '
-            f'x="{WIDTH - RIGHT}" y="{at - 4:.1f}" text-anchor="end">chance</text>'
-        )
+        parts.append(f'<line class="ref" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
     parts += [_dots_of(line, line.dots, x, y) for line in lines if line.dots is not None]
     parts += [_seeds_of(line, line.curve, x, y) for line in lines if line.curve is not None]
     parts += [_curve_of(line, line.curve, x, y) for line in lines if line.curve is not None]
+    if chance is not None:  # last, or the curves would run through the word
+        parts.append(
+            f'<text class="ref-label" x="{WIDTH - RIGHT}" y="{y(chance) - 4:.1f}" text-anchor="end">chance</text>'
+        )
     return _svg(WIDTH, HEIGHT, title, parts)
 
 

@@ -356,6 +356,10 @@ def test_seeds_are_counted_or_named(
             "1,001 seeds; for the one of that number write 1",
         ),
         ("--methods none --arms sham --seed 3 --out g", "The seeds of a grid come from --seeds"),
+        ("--methods none --arms sham --seed 0 --out g", "The seeds of a grid come from --seeds"),
+        ("--methods none --arms remote --no-noisy-tv --out g", "has its own noisy-tv, True: leave --noisy-tv out"),
+        ("--methods none --arms sham --curiosity lpm --out g", "'none' before 'sham' has its own curiosity, none"),
+        ("--methods none --arms remote --tv.trigger=action --out g", "has its own tv.trigger, remote"),
         ("--methods none --arms sham --jobs -1 --out g", "--jobs must be 0 or more, not -1."),
         ("--methods none --arms sham --env-name Nope-v0 --out g", "Nope"),
         ("--methods none --arms sham --out .", "holds no grid; choose another --out"),
@@ -378,10 +382,25 @@ def test_help_names_the_grids_options_and_the_runs(capsys: pytest.CaptureFixture
         assert word in text
 
 
-@pytest.mark.parametrize("words", ["--config mine.toml", "--config=mine.toml"])
-def test_a_runs_file_of_settings_is_no_grid(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--config mine.toml", "A grid's settings stand in the file of --grid, under [common]; leave --config out."),
+        ("--config=mine.toml", "A grid's settings stand in the file of --grid, under [common]; leave --config out."),
+        ("--resume", "The same command goes on with a grid; leave --resume out."),
+        ("--run-name mine", "A grid names its runs itself; leave --run-name out."),
+        ("--runs there", "A grid's runs are in its --out folder; leave --runs out."),
+    ],
+)
+def test_what_is_of_a_run_alone_is_no_option_of_a_grid(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert compare(f"--methods none --arms sham --out g {words}") == 2
-    assert "A grid's settings stand in the file of --grid, under [common]; leave --config out." in one_line(capsys)
+    assert message in one_line(capsys)
+
+
+def test_a_flag_may_say_what_a_method_has_anyway(folder: Path) -> None:
+    assert compare("--methods lpm --arms off --curiosity lpm --no-noisy-tv --seeds 1 --out g --dry-run") == 0
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------

@@ -121,11 +121,11 @@ tv = {region = "patch"}
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"tv": TVSpec(pool=5)}, "'none' before 'remote' has a tv.pool of its own, None: leave --tv.pool out, or"),
-        ({"tv": TVSpec(control="sham")}, "'none' before 'remote' has a tv.control of its own"),
+        ({"tv": TVSpec(pool=5)}, "'none' before 'remote' has its own tv.pool, None: leave --tv.pool out, or"),
+        ({"tv": TVSpec(control="sham")}, "'none' before 'remote' has its own tv.control"),
         (
             {"agent": replace(TINY.agent, curiosity="rnd")},
-            "'none' before 'remote' has a curiosity of its own, none: leave",
+            "'none' before 'remote' has its own curiosity, none: leave",
         ),
     ],
 )
@@ -151,9 +151,9 @@ def test_an_arm_may_differ_from_what_the_file_says_of_all(write: Any) -> None:
 @pytest.mark.parametrize(
     ("common", "message"),
     [
-        ("tv = {pool = 10}", "The arm 'remote' has a tv.pool of its own, None: leave tv.pool out of [common], or"),
-        ("tv = {trigger = 'passive'}", "The arm 'remote' has a tv.trigger of its own, remote: leave tv.trigger out"),
-        ("curiosity = 'icm'", "own, none: leave curiosity out of [common], or write it into [methods.none]."),
+        ("tv = {pool = 10}", "The arm 'remote' has its own tv.pool, None: leave tv.pool out of [common], or"),
+        ("tv = {trigger = 'passive'}", "The arm 'remote' has its own tv.trigger, remote: leave tv.trigger out"),
+        ("curiosity = 'icm'", "own curiosity, none: leave curiosity out of [common], or write it into [methods.none]."),
     ],
 )
 def test_what_one_of_our_arms_or_methods_would_drop_of_a_file_is_refused(write: Any, common: str, message: str) -> None:

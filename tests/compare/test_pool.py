@@ -246,6 +246,18 @@ def test_last_words(tmp_path: Path) -> None:
     assert last_words(tmp_path / "log", "three") == "error: two"
 
 
+def test_of_a_traceback_the_exception_is_said(tmp_path: Path) -> None:
+    """Notes follow it, such as where the run was; a chain ends with the last of its tracebacks."""
+    trace = 'Traceback (most recent call last):\n  File "x.py", line 1\n    f()\n'
+    chain = f"{trace}KeyError: 1\n\nDuring handling, another:\n\n{trace}RuntimeError: the motor burned\nat step 120.\n"
+    (tmp_path / "log").write_text(chain)
+    assert last_words(tmp_path / "log") == "RuntimeError: the motor burned"
+    (tmp_path / "log").write_text(f"{chain}error: and then this\n")
+    assert last_words(tmp_path / "log") == "error: and then this"
+    (tmp_path / "log").write_text(trace)
+    assert last_words(tmp_path / "log") == "f()"
+
+
 # --- the screen -------------------------------------------------------------------------------------------------------
 
 

@@ -64,6 +64,27 @@ def test_return_is_held_against_the_sham_arm_seed_by_seed(folder: Path) -> None:
     assert found.seeds == [0, 1, 2, 3, 4]
 
 
+def test_three_seeds_have_an_interval_and_no_verdict(tmp_path: Path) -> None:
+    """A bootstrap's of three is too narrow: in one case of four the truth lies outside."""
+    for n, word in ((3, "few seeds"), (4, "few seeds"), (5, "free")):
+        found = verdict(read_grid(write_grid(tmp_path / str(n), {"lpm": [0.1] * n})), "lpm", "remote")
+        assert found is not None
+        assert found.share.high is not None
+        assert found.word == word
+
+
+def test_who_never_sought_the_reward_keeps_none_of_it(tmp_path: Path) -> None:
+    """Its return may be far from random play all the same, by holding still."""
+    folder = write_grid(tmp_path / "grid", {"lpm": [0.1] * 5})
+    for cell in read_grid(folder).cells:
+        settings = json.loads((cell.folder / "config.json").read_text())["config"]
+        changed(cell.folder / "config.json", config={**settings, "agent": {"extrinsic": 0.0}})
+    found = against_sham(read_grid(folder), "lpm", "remote")
+    assert found is not None
+    assert (found.kept, found.reason) == (None, "it never sought the task's reward")
+    assert found.difference.value == pytest.approx(-100.2)
+
+
 def test_pairs_are_of_the_same_seeds(folder: Path) -> None:
     grid = read_grid(folder)
     [cell] = [c for c in grid.cells if (c.method, c.arm, c.seed) == ("lpm", "sham", 4)]
@@ -138,7 +159,7 @@ def test_a_tv_that_chance_never_finds_is_a_tv(folder: Path) -> None:
 
 def test_nobody_is_captured_who_watches_no_more_than_an_agent_that_wants_nothing(tmp_path: Path) -> None:
     """Its policy, as random as it can be, is not uniform: before the study's remote it is at 31 %, by chance 25 %."""
-    shares = {"none": [0.30, 0.31, 0.32], "drifts": [0.29, 0.32, 0.3], "lpm_optimistic": [0.48, 0.5, 0.52]}
+    shares = {"none": [0.30, 0.31, 0.32] * 2, "drifts": [0.29, 0.32, 0.3] * 2, "lpm_optimistic": [0.48, 0.5, 0.52] * 2}
     folder = write_grid(tmp_path / "grid", shares)
     for method, extrinsic in (("none", 1.0), ("none", 0.0)):
         for cell in read_grid(folder).of(method, "remote"):
@@ -282,7 +303,7 @@ def test_a_late_share_is_judged_by_only_if_all_have_it(tmp_path: Path) -> None:
 
 
 def test_an_idle_agent_before_another_tv_is_no_measure(tmp_path: Path) -> None:
-    folder = write_grid(tmp_path / "grid", {"none": [0.9] * 3, "rnd": [0.6, 0.61, 0.62]})
+    folder = write_grid(tmp_path / "grid", {"none": [0.9] * 5, "rnd": [0.6, 0.61, 0.62, 0.6, 0.63]})
     for cell in read_grid(folder).of("none", "remote"):
         settings = json.loads((cell.folder / "config.json").read_text())["config"]
         changed(cell.folder / "config.json", config={**settings, "agent": {"curiosity": "none", "extrinsic": 0}})

@@ -28,7 +28,10 @@ from dreamer_lpm.types import UserError
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.fake_grid import write_grid, write_run
 
-SHARES = {"none": [0.2, 0.3, 0.25], "prediction_error": [0.8, 0.9, 0.85], "lpm": [0.1, 0.05, 0.12]}
+SHARES = {
+    "none": [0.2, 0.3, 0.25, 0.22, 0.28], "prediction_error": [0.8, 0.9, 0.85, 0.82, 0.88],
+    "lpm": [0.1, 0.05, 0.12, 0.08, 0.09],
+}  # fmt: skip
 EVIL = '<script>alert("x")</script>'
 HEADINGS = [
     "Scorecard", "Return", "Time in front of the TV", "Coverage", "Who does better", "Videos", "Every figure",
@@ -55,7 +58,7 @@ def put(film: Path, run: Path) -> None:
 @pytest.fixture
 def folder(tmp_path: Path, film: Path) -> Path:
     grid = write_grid(tmp_path / "grid", SHARES, unfinished=1)
-    put(film, grid / "cells" / "1")  # "none" in "sham", the seed in the middle
+    put(film, grid / "cells" / "2")  # "none" in "sham", the seed in the middle
     return grid
 
 
@@ -101,8 +104,8 @@ def test_scorecard_says_who_is_captured_and_what_it_costs(folder: Path) -> None:
     assert "captured 3.2×" in said[1]  # the lower end, 0.8, over 0.25
     assert "walks away" in said[2]
     assert "90\u202f%" in said[2]  # of the return is kept
-    assert "18 of 19 cells are finished; the others, unfinished or failed, are in no figure." in page.text
-    assert ["3 of 4 seeds" in row for row in said].count(True) == 1, "survivors are told from all"
+    assert "30 of 31 cells are finished; the others, unfinished or failed, are in no figure." in page.text
+    assert ["5 of 6 seeds" in row for row in said].count(True) == 1, "survivors are told from all"
 
 
 def test_a_method_with_fewer_seeds_than_others_says_so(tmp_path: Path) -> None:
@@ -114,21 +117,36 @@ def test_a_method_with_fewer_seeds_than_others_says_so(tmp_path: Path) -> None:
 def test_runs_of_several_lengths_are_told(folder: Path) -> None:
     path = folder / "cells" / "3" / "summary.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "env_steps": 12000}))
-    assert "18 runs of 6,000 to 12,000 env steps." in draw(folder).text
+    assert "30 runs of 6,000 to 12,000 env steps." in draw(folder).text
 
 
 def test_every_seed_is_a_dot_and_a_line(folder: Path) -> None:
     page = draw(folder)
     dots = [a for tag, a in page.tags if tag == "circle" and a.get("class") == "point"]
     thin = [a for tag, a in page.tags if tag == "polyline" and a.get("class") == "seed"]
-    assert len(thin) == 18 + 9 + 18  # returns, TV shares, coverages
-    assert len(dots) == 18 + 9 + 18
+    assert len(thin) == 30 + 15 + 30  # returns, TV shares, coverages
+    assert len(dots) == 30 + 15 + 30
 
 
 def test_figures_commands_and_versions_are_there(folder: Path) -> None:
     text = draw(folder).text
     for word in ("dreamer-lpm compare --out grid", "2.13", "abc", '"curiosity": "lpm"', "interquartile"):
         assert word in text
+
+
+def test_who_has_no_finished_cell_is_named(folder: Path) -> None:
+    about = json.loads((folder / "grid.json").read_text())
+    about["methods"][EVIL] = {"curiosity": "none"}
+    about["cells"].append({"method": EVIL, "arm": "remote", "seed": 0, "folder": "cells/none"})
+    (folder / "grid.json").write_text(json.dumps(about))
+    page = draw(folder)
+    assert f"are in no figure. There is none yet of: {EVIL}." in page.text
+
+
+def test_every_env_is_named(folder: Path) -> None:
+    path = folder / "cells" / "0" / "config.json"
+    path.write_text(path.read_text().replace("Pendulum-v1", "CartPole-v1"))
+    assert "CartPole-v1, Pendulum-v1" in draw(folder).text
 
 
 def test_a_seed_alone_does_not_do_better(tmp_path: Path) -> None:
@@ -192,14 +210,14 @@ def test_a_large_video_is_linked_from_where_the_page_lies(
 ) -> None:
     monkeypatch.setattr(html, "EMBED_EACH", 10)
     draw(folder)
-    assert 'src="cells/1/videos/eval_iter_6000_ep_0.mp4"' in (folder / "report.html").read_text()
+    assert 'src="cells/2/videos/eval_iter_6000_ep_0.mp4"' in (folder / "report.html").read_text()
     elsewhere = tmp_path / "pages" / "x.html"
     assert main([str(folder), "--out", str(elsewhere)]) == 0
-    assert 'src="../grid/cells/1/videos/eval_iter_6000_ep_0.mp4"' in elsewhere.read_text()
+    assert 'src="../grid/cells/2/videos/eval_iter_6000_ep_0.mp4"' in elsewhere.read_text()
 
 
 def test_the_room_for_videos_is_limited(folder: Path, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(film, folder / "cells" / "5")  # "none" in "remote", the seed in the middle
+    put(film, folder / "cells" / "7")  # "none" in "remote", the seed in the middle
     monkeypatch.setattr(html, "EMBED_ALL", film.stat().st_size)
     sources = [a["src"] or "" for tag, a in draw(folder).tags if tag == "video"]
     assert [s.startswith("data:video/mp4") for s in sources] == [True, False]

@@ -7,8 +7,8 @@ number of processes.
 
 What differs from one process with the whole batch: memories of a bonus, such as the queue of LPM, are each process's
 own and take that many times as many updates to fill; what is measured on a batch, metrics and scales alike, is measured
-on the first process's share; and in the update in which a fit gate opens, the delayed copies behind it may differ by that
-one step, which they forget as they follow.
+on the first process's share; and in the update in which a fit gate opens, the delayed copies behind it may differ by
+that one step, which they forget as they follow.
 """
 
 from __future__ import annotations

@@ -125,9 +125,9 @@ def test_every_bonus_is_beside_its_share_in_the_study(readme: str) -> None:
 
 def test_the_tables_before_the_tv_are_those_of_the_study(readme: str) -> None:
     """Reward-free: two TV shares and two coverages; with a task: what is kept and TV share, what in 10,000 steps, and
-    the first two without the price of going blind."""
+    the first two without the price of going blind; below them who is at one photo, and how much at most."""
     study = tables(read(ROOT / "docs" / "study.md"))
-    bank, priced, longer, unpriced = (
+    bank, priced, one_photo, longer, unpriced = (
         {row[0]: row[1:] for row in table}
         for start in ("TV share, last quarter", "return under sham")
         for table in study
@@ -143,6 +143,10 @@ def test_the_tables_before_the_tv_are_those_of_the_study(readme: str) -> None:
         before = unpriced[name][4:6] if name in unpriced else ["-", "-"]
         assert row == [*priced[name][3:5], kept, *before], name
     assert {row[0] for row in task[1:]} == priced.keys() - {"bonus"}
+    [words] = [line for line in readme.splitlines() if "K = 1" in line and line.startswith("- ") and "IQM" in line]
+    shares = {name: int(row[-1].split(" %")[0]) for name, row in one_photo.items() if name != "bonus"}
+    assert set(re.findall(r"`\w+`", words)) == shares.keys()
+    assert re.search(r"(\d+) %", words)[1] == str(max(shares.values()))  # type: ignore[index]
 
 
 def test_preset_sizes_are_those_of_the_code(readme: str) -> None:

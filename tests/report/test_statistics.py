@@ -79,6 +79,13 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     assert 170 <= hits <= 198  # the bootstrap of 20 values is a little too sure of itself
 
 
+@pytest.mark.parametrize(("n", "held"), [(3, 0.75), (5, 0.90), (10, 0.94)])
+def test_intervals_of_few_seeds_are_as_narrow_as_the_page_says(n: int, held: float) -> None:
+    found = [estimate(x) for x in np.random.default_rng(0).normal(size=(500, n))]
+    hits = [e.low is not None and e.high is not None and e.low <= 0 <= e.high for e in found]
+    assert np.mean(hits) == pytest.approx(held, abs=0.035)
+
+
 def test_few_seeds_have_no_interval() -> None:
     for n in range(1, LEAST_SEEDS):
         found = estimate([1.0] * n)
